@@ -1,0 +1,260 @@
+"""The vocabulary of every door and every rule: Action, Facts, Verdict, and what a verdict reserves.
+
+Pure data. Money is counted in nano-dollars (1e-9 USD), time in microseconds since the Unix epoch, so that every
+value is an integer and every record of it has one canonical form.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+NANO = 1_000_000_000
+"""Nano-dollars in a dollar."""
+
+GATES = ("llm", "tool", "step", "http", "file", "spawn", "approval", "output", "memory")
+"""Every gate, by the name that a policy's ``gates`` list uses. A decision passes the step gate."""
+
+
+class Effect(enum.StrEnum):
+    """What doing something twice means. An undeclared connector counts as irreversible."""
+
+    PURE = "pure"
+    IDEMPOTENT = "idempotent"
+    COMPENSABLE = "compensable"
+    IRREVERSIBLE = "irreversible"
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """Anything that an agent is about to do."""
+
+    kind: str
+    """step, decision, llm, tool, http, file, spawn, approval, memory or output."""
+    name: str
+    id: str = ""
+    """The step id: parent path + name + ordinal. Empty for a typed action that no run made."""
+    args: Mapping[str, Any] = {}
+    digest: str = ""
+    """SHA-256 (hex) of kind, name and canonical arguments: what an approval is bound to."""
+    effect: Effect = Effect.PURE
+    attempt: int = 1
+    model: str = ""
+    provider: str = ""
+    max_tokens: int = 0
+    """The output limit that was asked for (LLM only)."""
+    input_tokens: int = 0
+    """The node's estimate of the input, an upper bound (LLM only)."""
+    witness: str = "node"
+
+    @property
+    def gate(self) -> str:
+        """The gate that this action passes."""
+        return "step" if self.kind == "decision" else self.kind
+
+
+class Price(msgspec.Struct, frozen=True):
+    """What a model costs, in nano-dollars per token."""
+
+    input: int
+    output: int
+    cache_read: int = 0
+    cache_write: int = 0
+
+
+class Kill(msgspec.Struct, frozen=True, kw_only=True):
+    """A standing kill. ``tenant`` is empty for the whole fleet."""
+
+    id: str
+    scope: str
+    """fleet, tenant, agent, workflow, session or run."""
+    name: str
+    tenant: str
+    reason: str
+    by: str
+    at: int
+    compensate: bool = False
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True):
+    """One authenticated person's answer to a request for approval."""
+
+    principal: str
+    auth: str
+    roles: tuple[str, ...] = ()
+    at: int = 0
+    approved: bool = True
+    reason: str = ""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, tag="budget", tag_field="op"):
+    """Reserve ``amount`` so that reserved + settled never exceeds ``limit`` under ``key``."""
+
+    key: str
+    amount: int
+    limit: int
+    policy: str = ""
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True, tag="rate", tag_field="op"):
+    """Take one cell of a GCRA (ITU-T I.371): ``limit`` per ``period_us``, ``burst`` at once."""
+
+    key: str
+    limit: int
+    period_us: int
+    burst: int
+    policy: str = ""
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True, tag="hold", tag_field="op"):
+    """Hold one of ``limit`` places of a leased semaphore until released or ``ttl_us`` passed."""
+
+    key: str
+    holder: str
+    limit: int
+    ttl_us: int
+    policy: str = ""
+
+
+class Once(msgspec.Struct, frozen=True, kw_only=True, tag="once", tag_field="op"):
+    """Claim an idempotency key: refused when it was ever claimed by another holder."""
+
+    key: str
+    holder: str
+    policy: str = ""
+
+
+Reservation = Budget | Rate | Hold | Once
+
+
+class Settle(msgspec.Struct, frozen=True, kw_only=True, tag="settle", tag_field="op"):
+    """Give back ``reserved`` under ``key`` and count ``actual`` as spent."""
+
+    key: str
+    reserved: int
+    actual: int
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release", tag_field="op"):
+    """Give back the place that ``holder`` holds under ``key``."""
+
+    key: str
+    holder: str
+
+
+Settlement = Settle | Release
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a reservation did not fit: what ``decide`` sees when it decides again."""
+
+    key: str
+    policy: str
+    limit: int
+    used: int
+    """reserved + settled, or places held, at the time of the refusal."""
+    retry_after_us: int = 0
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``decide`` may know beyond the action. Recorded, so that it can be decided again."""
+
+    now: int
+    tenant: str = "default"
+    region: str = "us-east"
+    agent: str = ""
+    workflow: str = ""
+    run: str = ""
+    session: str = ""
+    root: str = ""
+    depth: int = 0
+    principal: str = ""
+    auth: str = ""
+    roles: tuple[str, ...] = ()
+    isolation: str = ""
+    deployment: str = ""
+    started_at: int = 0
+    active_at: int = 0
+    """When the run last made progress: its last outcome."""
+    counters: Mapping[str, int] = {}
+    """Of this run: ``steps``, ``llm_calls``, ``tool_calls``, ``tool_calls:NAME``, ``tokens``, ``cost`` (nano-dollars)."""
+    price: Price | None = None
+    """Of ``action.model``; None when it is not known, which denies where money is limited."""
+    kills: tuple[Kill, ...] = ()
+    kill_generation: int = 0
+    grants: tuple[Grant, ...] = ()
+    """Answers given so far to this very action (same digest)."""
+    approval_state: str = ""
+    """Empty, or how the request for approval of this very action ended: approved, denied, expired."""
+    recent: tuple[str, ...] = ()
+    """Digests of the run's latest tool calls, oldest first (at most 64)."""
+    refusals: Mapping[str, Refusal] = {}
+    """Reservations that did not fit, by key, when this action was last tried."""
+    labels: tuple[str, ...] = ()
+
+
+class Outcome(enum.IntEnum):
+    """How a verdict ends, weakest first: the strongest wins."""
+
+    ALLOW = 0
+    WARN = 1
+    REDACT = 2
+    THROTTLE = 3
+    REQUIRE_APPROVAL = 4
+    DENY = 5
+    TERMINATE = 6
+
+    @property
+    def word(self) -> str:
+        """The name that files and records use."""
+        return self.name.lower()
+
+
+class ApprovalSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request for approval asks for."""
+
+    approvers: tuple[str, ...] = ()
+    """``role:NAME`` or ``user:NAME``; empty: any authenticated principal."""
+    quorum: int = 1
+    ttl_us: int = 86_400_000_000
+    on_expiry: str = "deny"
+    """deny, approve or escalate."""
+    escalate_to: tuple[str, ...] = ()
+    distinct_from_requester: bool = False
+
+
+class Hit(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule that had something to say."""
+
+    rule: str
+    category: str
+    outcome: Outcome
+    reason: str
+    mode: str = "enforce"
+    """enforce or shadow: a shadow hit is recorded and changes nothing."""
+    facts: Mapping[str, Any] = {}
+    """The facts that the rule used, by name."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of ``decide``: what may happen, why, and what must be reserved for it."""
+
+    outcome: Outcome
+    rule: str = ""
+    category: str = ""
+    reason: str = ""
+    hits: tuple[Hit, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    kill_generation: int = 0
+    bundle: str = ""
+    approval: ApprovalSpec | None = None
+    max_tokens: int = 0
+    """For an LLM call: the output limit that fits every budget; 0 leaves what was asked for."""
+    retry_after_us: int = 0
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the action may go ahead now."""
+        return self.outcome <= Outcome.REDACT

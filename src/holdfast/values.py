@@ -1,0 +1,107 @@
+"""Values as canonical JSON bytes: what steps return, what is recorded, what is hashed.
+
+Canonical means: one value, one sequence of bytes (keys sorted, no white space, the shortest escapes; RFC 8785 where there
+are no fractions). Numbers that JSON cannot hold, bytes and other objects are refused with the place where they stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import msgspec
+
+from holdfast.errors import PayloadError
+
+MAX_VALUE = 8 << 20
+"""Bytes of one recorded value, at most."""
+
+_encoder = msgspec.json.Encoder(order="sorted")
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
+def dump(value: Any, what: str = "the value", limit: int = MAX_VALUE) -> bytes:
+    """Canonical bytes of a value. Dataclasses, msgspec structs and pydantic models become objects.
+
+    Raises:
+        PayloadError: it is not JSON, or larger than ``limit`` bytes; names the place.
+    """
+    if type(value) is str or value is None or type(value) is bool or type(value) is int:
+        data = _encoder.encode(value)
+    else:
+        data = _encoder.encode(_plain(value, "$", what, 0))
+    if len(data) > limit:
+        raise PayloadError(
+            f"{what} is {len(data)} bytes of JSON; at most {limit} are recorded. Keep large data in ctx.files and pass its name."
+        )
+    return data
+
+
+def load(data: bytes) -> Any:
+    """The value of canonical bytes.
+
+    Raises:
+        PayloadError: the bytes are not JSON.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise PayloadError(f"a recorded value is not JSON: {error}") from None
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 (hex) over parts, each with its length ahead, so that no two lists collide."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "big"))
+        state.update(data)
+    return state.hexdigest()
+
+
+_SCALARS = frozenset({str, int, bool, type(None)})
+
+
+def _plain(value: Any, at: str, what: str, depth: int) -> Any:
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if depth > 128:
+        raise PayloadError(f"{what} is nested deeper than 128 at {at}")
+    if kind is float:
+        if not math.isfinite(value):
+            raise PayloadError(f"{what} holds {value} at {at}, which JSON cannot; use None or a string")
+        return value
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                raise PayloadError(f"{what} has the key {key!r} at {at}; JSON objects have text keys")
+        return {key: _plain(item, f"{at}.{key}", what, depth + 1) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_plain(item, f"{at}[{index}]", what, depth + 1) for index, item in enumerate(value)]
+    return _plain(_object(value, at, what), at, what, depth + 1)
+
+
+def _object(value: Any, at: str, what: str) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise PayloadError(f"{what} holds bytes at {at}; keep bytes in ctx.files and pass the name")
+    if isinstance(value, str):
+        return str.__str__(value)
+    if callable(dumper := getattr(value, "model_dump", None)):
+        return dumper(mode="json")
+    try:
+        return msgspec.to_builtins(value, str_keys=False)
+    except (TypeError, ValueError):
+        pass
+    if callable(plain := getattr(value, "to_json_value", None)):
+        return plain()
+    raise PayloadError(
+        f"{what} holds a {type(value).__module__}.{type(value).__qualname__} at {at}; "
+        "return text, numbers, lists, dicts, dataclasses or pydantic models"
+    )
