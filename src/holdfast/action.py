@@ -28,7 +28,7 @@ class Effect(enum.StrEnum):
     IRREVERSIBLE = "irreversible"
 
 
-class Action(msgspec.Struct, frozen=True, kw_only=True):
+class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Anything that an agent is about to do."""
 
     kind: str
@@ -158,7 +158,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_us: int = 0
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What ``decide`` may know beyond the action. Recorded, so that it can be decided again."""
 
     now: int
@@ -225,7 +225,7 @@ class ApprovalSpec(msgspec.Struct, frozen=True, kw_only=True):
     distinct_from_requester: bool = False
 
 
-class Hit(msgspec.Struct, frozen=True, kw_only=True):
+class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One rule that had something to say."""
 
     rule: str
@@ -238,7 +238,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that the rule used, by name."""
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer of ``decide``: what may happen, why, and what must be reserved for it."""
 
     outcome: Outcome

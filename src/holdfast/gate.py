@@ -1,0 +1,100 @@
+"""The gate: facts, ``decide`` and one conditional transaction. The only way to an effect.
+
+An action is decided, and its intent is committed on the condition that what the verdict relied on still holds: the
+stream's epoch, the kill generation, every reservation. What does not fit any more is decided again with fresh facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+
+from holdfast.action import Action, Facts, Hit, Kill, Outcome, Refusal, Verdict
+from holdfast.errors import HoldfastError
+from holdfast.journal.base import Appended, Refused, Result, Store
+from holdfast.policy.bundle import Bundle
+from holdfast.policy.decide import decide
+
+ROUNDS = 16
+"""How often one action is decided anew before it is denied: each round saw the world change under it."""
+
+
+class Fenced(HoldfastError):
+    """Another node drives the stream now; nothing more of this one lands."""
+
+    code = "fenced"
+
+
+class Control:
+    """What is known of kills: the generation and those in force, read from a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.generation = -1
+        self.kills: tuple[Kill, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read again; says whether anything changed.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        before = self.generation
+        while True:
+            generation = self._store.kill_generation()
+            kills = tuple(self._store.kills())
+            # A kill between the two reads would pair old kills with a new generation, or the reverse.
+            if self._store.kill_generation() == generation:
+                break
+        self.kills, self.generation = kills, generation
+        return generation != before
+
+
+FactsOf = Callable[[Mapping[str, Refusal]], Facts]
+"""Gives fresh facts, with the reservations that did not fit so far."""
+
+Commit = Callable[[Verdict, Facts], Awaitable[Result]]
+"""Writes the intent under its verdict's conditions."""
+
+
+class Passage(msgspec.Struct, frozen=True, kw_only=True):
+    """How an action fared at the gate."""
+
+    verdict: Verdict
+    facts: Facts
+    written: Appended | None = None
+    """The intent's events, when the action may go ahead."""
+
+
+async def enter(action: Action, bundle: Bundle, control: Control, facts_of: FactsOf, commit: Commit) -> Passage:
+    """Take an action through the gate: allowed and durable, or not at all.
+
+    Raises:
+        Fenced: this node no longer owns the stream.
+        StoreError: the intent could not be made durable; the action must not happen.
+    """
+    refusals: dict[str, Refusal] = {}
+    for _ in range(ROUNDS):
+        facts = facts_of(refusals)
+        verdict = decide(action, facts, bundle)
+        if not verdict.allowed:
+            return Passage(verdict=verdict, facts=facts)
+        result = await commit(verdict, facts)
+        if isinstance(result, Appended):
+            return Passage(verdict=verdict, facts=facts, written=result)
+        _learn(result, control, refusals)
+    reason = f"the limits around it changed {ROUNDS} times while {action.id or action.name} was decided; try again"
+    hit = Hit(rule="gate", category="gate", outcome=Outcome.DENY, reason=reason)
+    verdict = Verdict(outcome=Outcome.DENY, rule="gate", category="gate", reason=reason, hits=(hit,))
+    return Passage(verdict=verdict, facts=facts)
+
+
+def _learn(refused: Refused, control: Control, refusals: dict[str, Refusal]) -> None:
+    if refused.reason == "kill":
+        control.refresh()
+    elif refused.reason == "reservation":
+        refusals.update({refusal.key: refusal for refusal in refused.refusals})
+    else:
+        raise Fenced(refused.message)

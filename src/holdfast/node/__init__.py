@@ -1,0 +1,1 @@
+"""The node: one host process that drives runs."""

@@ -1,0 +1,1 @@
+"""How a node learns which runs want to be driven."""
