@@ -98,6 +98,9 @@ class Close(_Message, frozen=True, tag="close"):
     error: str = ""
     """Empty: it returned. Otherwise the exception's type name."""
     message: str = ""
+    code: str = ""
+    """Code of the HoldfastError that left the body; empty for the author's own exception."""
+    rule: str = ""
 
 
 class Branch(_Message, frozen=True, tag="branch"):
@@ -263,7 +266,7 @@ class Log(_Message, frozen=True, tag="log"):
 
 
 class Idle(_Message, frozen=True, tag="idle"):
-    """Every branch waits for a person, a signal or a timer: the process is not needed."""
+    """Every branch is blocked on a parked call: the process is not needed."""
 
     waiting: tuple[int, ...]
 
@@ -351,6 +354,12 @@ class Chunk(_Message, frozen=True, tag="chunk"):
     text: str
 
 
+class Parked(_Message, frozen=True, tag="parked"):
+    """``id`` waits for a person, a signal, a child or a timer: it counts for :class:`Idle`."""
+
+    id: int
+
+
 class Fault(_Message, frozen=True, tag="fault"):
     """``id`` failed: raised in the author's code as the error of that ``code``."""
 
@@ -364,7 +373,7 @@ FromWorker = (
     Ready | Loaded | Call | Close | Branch | Llm | Tool | Approve | Ask | Signal | WaitSignal | Sleep | Sample | Spawn
     | Join | Memory | File | Balance | Compensate | Continue | Log | Idle | Cancel | Credit | Done | Failed | Blob
 )  # fmt: skip
-FromNode = Begin | Go | Reply | Chunk | Fault | Blob
+FromNode = Begin | Go | Reply | Chunk | Parked | Fault | Blob
 
 worker_decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 node_decoder: msgspec.msgpack.Decoder[FromNode] = msgspec.msgpack.Decoder(FromNode)

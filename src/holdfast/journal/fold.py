@@ -6,13 +6,13 @@ goes on. What ``data`` of each kind holds:
 =================  ==================================================================================================
 run.created        agent, workflow, target, deployment, bundle, isolation, parent, budget; payload ``input``
 run.started        incarnation, held (:class:`holdfast.sandbox.base.Held`)
-intent             action, facts, verdict, parent, key, undo; payload ``args``
+intent             action, facts, verdict, parent, place, key, undo; payload ``args``
 verdict            the same: it led to no intent (denied)
 outcome            id, status (ok, fault), code, message, rule, cost, tokens, usage, effect; payload ``result``
 attempt.failed     id, attempt, code, message, retry_at, cost, tokens
-wait               action, parent, wait (approval, ask, signal, timer, join), wake_at, name, approval, spec; payload ``args``
+wait               action, parent, place, wait (approval, ask, signal, timer, join), wake_at, name, approval, spec; payload ``args``
 inbox              item, kind, id (of the record it answers), accepted, and what its kind carries; payload ``data``
-sample             action, parent; payload ``result``
+sample             action, parent, place; payload ``result``
 log                level, message, fields
 run.continued      counters, started_at; payload ``input``
 run.in_doubt       id, name
@@ -119,8 +119,8 @@ class RunState(msgspec.Struct, kw_only=True):
     started_at: int = 0
     active_at: int = 0
     records: dict[str, Record] = {}
-    children: dict[str, list[str]] = {}
-    """Ids by enclosing path, in the order of their calls."""
+    children: dict[str, dict[int, str]] = {}
+    """Ids by enclosing path and place: the order of the calls, which is not always that of the commits."""
     signals: dict[str, list[str]] = {}
     """Commitments of signals that nobody has taken yet, by name."""
     ended: dict[str, dict[str, Any]] = {}
@@ -206,7 +206,7 @@ def _record(state: RunState, event: Event) -> Record:
     if record is None:
         record = Record(id=action.id, parent=data["parent"], action=action, grants=[])
         state.records[action.id] = record
-        state.children.setdefault(record.parent, []).append(action.id)
+        state.children.setdefault(record.parent, {})[data["place"]] = action.id
     record.action = action
     record.key = data.get("key", record.key)
     record.undo = data.get("undo", record.undo)
