@@ -1,7 +1,8 @@
 """Values as canonical JSON bytes: what steps return, what is recorded, what is hashed.
 
-Canonical means: one value, one sequence of bytes (keys sorted, no white space, the shortest escapes; RFC 8785 where there
-are no fractions). Numbers that JSON cannot hold, bytes and other objects are refused with the place where they stand.
+Canonical means: one value, one sequence of bytes (keys sorted, no white space, the shortest escapes; RFC 8785 where
+there are no fractions). Numbers that JSON cannot hold, bytes and other objects are refused with the place where they
+stand.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ def dump(value: Any, what: str = "the value", limit: int = MAX_VALUE) -> bytes:
     Raises:
         PayloadError: it is not JSON, or larger than ``limit`` bytes; names the place.
     """
-    if type(value) is str or value is None or type(value) is bool or type(value) is int:
-        data = _encoder.encode(value)
-    else:
-        data = _encoder.encode(_plain(value, "$", what, 0))
+    plain = value if type(value) in _SCALARS else _plain(value, "$", what, 0)
+    try:
+        data = _encoder.encode(plain)
+    except UnicodeEncodeError:
+        raise PayloadError(f"{what} holds text with lone surrogates, which is no UTF-8; replace them first") from None
     if len(data) > limit:
         raise PayloadError(
-            f"{what} is {len(data)} bytes of JSON; at most {limit} are recorded. Keep large data in ctx.files and pass its name."
+            f"{what} is {len(data)} bytes of JSON; at most {limit} are recorded. "
+            "Keep large data in ctx.files and pass its name."
         )
     return data
 
@@ -96,11 +99,14 @@ def _object(value: Any, at: str, what: str) -> Any:
     if callable(dumper := getattr(value, "model_dump", None)):
         return dumper(mode="json")
     try:
-        return msgspec.to_builtins(value, str_keys=False)
-    except (TypeError, ValueError):
+        # A set's order differs from process to process; sorted, it is one value.
+        return msgspec.to_builtins(value, str_keys=False, order="deterministic")
+    except (TypeError, ValueError, RecursionError):
         pass
     if callable(plain := getattr(value, "to_json_value", None)):
         return plain()
+    if hasattr(value, "__await__"):
+        raise PayloadError(f"{what} holds an awaitable at {at}; write await before the call that made it")
     raise PayloadError(
         f"{what} holds a {type(value).__module__}.{type(value).__qualname__} at {at}; "
         "return text, numbers, lists, dicts, dataclasses or pydantic models"

@@ -104,7 +104,7 @@ class Close(_Message, frozen=True, tag="close"):
 
 
 class Branch(_Message, frozen=True, tag="branch"):
-    """A branch of ``gather``: a scope of its own, so that ids do not depend on scheduling."""
+    """A branch of ``gather``: a scope of its own, so that ids do not depend on scheduling. No reply."""
 
     id: int
     scope: int
@@ -114,7 +114,7 @@ class Branch(_Message, frozen=True, tag="branch"):
 
 
 class Llm(_Message, frozen=True, tag="llm"):
-    """A model call. ``request`` is the JSON of :class:`holdfast.llm.base.LLMRequest`."""
+    """A model call: ``request`` is the JSON of :class:`holdfast.llm.base.LLMRequest`, the reply that of LLMResponse."""
 
     id: int
     scope: int
@@ -126,7 +126,7 @@ class Llm(_Message, frozen=True, tag="llm"):
 
 
 class Tool(_Message, frozen=True, tag="tool"):
-    """A connector's call."""
+    """A connector's call: ``args`` is an object, the reply what it returned."""
 
     id: int
     scope: int
@@ -137,7 +137,7 @@ class Tool(_Message, frozen=True, tag="tool"):
 
 
 class Approve(_Message, frozen=True, tag="approve"):
-    """Wait for people. ``what`` is shown to them and bound by digest."""
+    """Wait for people. ``what`` is shown to them, bound by digest. Reply: {"approved", "by": [], "reason", "state"}."""
 
     id: int
     scope: int
@@ -150,7 +150,7 @@ class Approve(_Message, frozen=True, tag="approve"):
 
 
 class Ask(_Message, frozen=True, tag="ask"):
-    """Wait for a person's free answer."""
+    """Wait for a person's free answer: the reply. Fault (timeout) when none came in time."""
 
     id: int
     scope: int
@@ -169,7 +169,7 @@ class Signal(_Message, frozen=True, tag="signal"):
 
 
 class WaitSignal(_Message, frozen=True, tag="wait_signal"):
-    """Wait for a signal by name; a ``timeout_us`` of 0 waits for ever."""
+    """Wait for a signal by name: its data is the reply. A ``timeout_us`` of 0 waits for ever; else Fault (timeout)."""
 
     id: int
     scope: int
@@ -186,7 +186,8 @@ class Sleep(_Message, frozen=True, tag="sleep"):
 
 
 class Sample(_Message, frozen=True, tag="sample"):
-    """Something that replay must see again: now, random, uuid, or the version of a ``patch``."""
+    """Something that replay must see again: now (microseconds since the epoch), random (a seed below 2**53), uuid (text),
+    patch (the version of ``name`` that the run goes by: ``highest`` when it is asked first)."""
 
     id: int
     scope: int
@@ -217,7 +218,7 @@ class Join(_Message, frozen=True, tag="join"):
 
 
 class Memory(_Message, frozen=True, tag="memory"):
-    """Lasting key-value memory of the agent (per tenant and agent): get, set, delete, keys."""
+    """Lasting key-value memory of the agent (per tenant and agent): get (null: none), set, delete, keys (by prefix)."""
 
     id: int
     scope: int
@@ -227,7 +228,7 @@ class Memory(_Message, frozen=True, tag="memory"):
 
 
 class File(_Message, frozen=True, tag="file"):
-    """Artefacts of the run: read, write, list, delete. Bytes travel as they are, not as JSON."""
+    """Artefacts of the run: read, write, list (by prefix), delete. Bytes travel as they are, not as JSON."""
 
     id: int
     scope: int
@@ -237,14 +238,15 @@ class File(_Message, frozen=True, tag="file"):
 
 
 class Balance(_Message, frozen=True, tag="balance"):
-    """What is left of the run's budgets. Recorded, so that replay sees the same."""
+    """What is left of the run's budgets, recorded. Reply: {"usd_nano", "tokens"}; null where nothing limits it."""
 
     id: int
     scope: int
 
 
 class Compensate(_Message, frozen=True, tag="compensate"):
-    """Undo the compensable effects so far, latest first."""
+    """Undo the compensable effects so far. Reply: [{"kind": "tool" or "connector", "name": the undo's, "args": {},
+    "result"}], latest first; the worker calls each, gated and recorded like any other."""
 
     id: int
     scope: int
@@ -258,7 +260,7 @@ class Continue(_Message, frozen=True, tag="continue"):
 
 
 class Log(_Message, frozen=True, tag="log"):
-    """A line of the author's log. No reply."""
+    """A line of the author's log, or printed (fields: {"stream"}). No reply. A replay says its lines again."""
 
     level: str
     message: str
@@ -392,7 +394,7 @@ def frame(message: FromWorker | FromNode) -> bytes:
     _encoder.encode_into(message, buffer, 4)
     size = len(buffer) - 4
     if size > MAX_FRAME:
-        raise ProtocolError(f"a message of {size} bytes does not fit into a frame of {MAX_FRAME}; send the value as a blob")
+        raise ProtocolError(f"a message of {size} bytes does not fit into a frame of {MAX_FRAME}; send a blob")
     _HEADER.pack_into(buffer, 0, size)
     return bytes(buffer)
 
@@ -408,7 +410,7 @@ class Deframer:
         self._buffer += data
 
     def __iter__(self) -> Iterator[bytes]:
-        """The bodies of all whole frames so far.
+        """The bodies of all whole frames so far, each once, also when the loop over them is left early.
 
         Raises:
             ProtocolError: a frame announces more than MAX_FRAME bytes, or none.
@@ -422,8 +424,8 @@ class Deframer:
                     raise ProtocolError(f"a frame of {size} bytes; 1 to {MAX_FRAME} are allowed")
                 if end - start - 4 < size:
                     break
-                yield bytes(buffer[start + 4 : start + 4 + size])
                 start += 4 + size
+                yield bytes(buffer[start - size : start])
         finally:
             del buffer[:start]
 
