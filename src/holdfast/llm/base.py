@@ -56,14 +56,27 @@ class LLMResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LLMFailure(Exception):
-    """A call that failed. ``retryable`` says whether trying again can help; ``sent`` whether it may have been charged."""
+    """A call that failed. ``retryable`` says whether trying again can help; ``sent`` whether it may have been charged.
 
-    def __init__(self, message: str, *, retryable: bool, sent: bool, retry_after_us: int = 0, timeout: bool = False) -> None:
+    ``usage`` holds the provider's figures where it answered and the answer could not be used: that call was charged.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool,
+        sent: bool,
+        retry_after_us: int = 0,
+        timeout: bool = False,
+        usage: Usage | None = None,
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.sent = sent
         self.retry_after_us = retry_after_us
         self.timeout = timeout
+        self.usage = usage
 
 
 Delta = Callable[[str], Awaitable[None]]
@@ -91,7 +104,8 @@ class Provider(Protocol):
         """Make one attempt. ``operation``: generate, chat, classify or extract.
 
         Raises:
-            LLMFailure: refused, unreachable, malformed, timed out, or (classify, extract) an answer that is not allowed.
+            LLMFailure: refused, unreachable, malformed, timed out, or (classify, extract) an answer that is not
+            allowed.
         """
 
     async def aclose(self) -> None:
