@@ -186,8 +186,7 @@ class Sleep(_Message, frozen=True, tag="sleep"):
 
 
 class Sample(_Message, frozen=True, tag="sample"):
-    """Something that replay must see again: now (microseconds since the epoch), random (a seed below 2**53), uuid (text),
-    patch (the version of ``name`` that the run goes by: ``highest`` when it is asked first)."""
+    """Something that replay must see again: now (microseconds), random (a seed below 2**53), uuid, a patch's version."""
 
     id: int
     scope: int
