@@ -186,7 +186,7 @@ class Sleep(_Message, frozen=True, tag="sleep"):
 
 
 class Sample(_Message, frozen=True, tag="sample"):
-    """Something that replay must see again: now (microseconds), random (a seed below 2**53), uuid, a patch's version."""
+    """Something that replay must see again: now (microseconds), random (seed below 2**53), uuid, a patch's version."""
 
     id: int
     scope: int
