@@ -1,0 +1,162 @@
+"""The policies in force: compiled, indexed, unchangeable, and named by the digest of what they mean.
+
+The digest is SHA-256 over canonical JSON of the normalised policies, sorted by id: the order of files and keys, comments
+and spelling (``24h`` or ``1d``) do not change it. The same bytes are pinned in the store, so that a verdict can be decided
+again years later.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from holdfast.action import GATES, Facts
+from holdfast.errors import PolicyFileError
+from holdfast.policy.categories import CATEGORIES
+from holdfast.policy.categories.base import Rule, fits
+from holdfast.policy.conditions import Condition, ConditionError, Conditions, Scene
+from holdfast.policy.model import Checked, clashes, one
+from holdfast.policy.model import load as load_policies
+from holdfast.policy.source import refuse
+from holdfast.values import dump, sha256
+
+FORMAT = 1
+_MAX_PLANS = 4096
+
+BUILTIN: tuple[Mapping[str, Any], ...] = (
+    {
+        "id": "builtin.step-limit",
+        "category": "step_limit",
+        "description": "A loop that never ends is cut; more steps than this belong into a child run or continue_as_new.",
+        "with": {"limit": 10_000},
+    },
+    {
+        "id": "builtin.wall-clock-limit",
+        "category": "wall_clock_limit",
+        "description": "A run may wait for people and timers for months, not for ever.",
+        "with": {"limit": "90d"},
+    },
+)
+"""What applies when no policy file is named: only bounds against what never ends. No budget, approval or list is in force,
+and nothing is reachable over the network without an egress_allowlist. Standing kills are decided on in any bundle."""
+
+
+class Bundle:
+    """Policies ready to decide. Immutable; what it remembers between calls only saves work."""
+
+    __slots__ = ("_bytes", "_gates", "_plans", "_scope", "conditions", "digest", "rules")
+
+    def __init__(self, policies: Sequence[Checked], *, data: bytes | None = None) -> None:
+        """Compile. ``data``: the bytes that the policies were read from, when they are a bundle's own.
+
+        Raises:
+            PolicyFileError: two policies have one id.
+        """
+        problems = clashes(policies)
+        if problems:
+            raise refuse(problems)
+        ordered = sorted(policies, key=lambda item: item.policy.id)
+        # Pinned bytes keep their digest, also where a later version would write a parameter that did not exist then.
+        self._bytes = data or dump({"v": FORMAT, "policies": [item.normal() for item in ordered]}, "the bundle")
+        self.digest = sha256(self._bytes)
+        self.rules: tuple[Rule, ...] = tuple(_compile(item) for item in ordered)
+        """Every rule, those that are off too, by id."""
+        self.conditions = Conditions([rule.when for rule in self.rules if isinstance(rule.when, Condition)])
+        active = [rule for rule in self.rules if rule.mode != "off"]
+        self._gates = {gate: tuple(rule for rule in active if gate in rule.gates) for gate in GATES}
+        fields = sorted({field for rule in active for field in rule.scope})
+        self._scope: Callable[[Facts], Any] | None = attrgetter(*fields) if fields else None
+        self._plans: dict[Any, tuple[Rule, ...]] = {}
+
+    def plan(self, gate: str, facts: Facts) -> tuple[Rule, ...]:
+        """The rules at a gate whose scope fits, sorted by id."""
+        scope = self._scope
+        if scope is None:
+            return self._gates[gate]
+        key = (gate, scope(facts))
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = tuple(rule for rule in self._gates[gate] if not misfit(rule, facts))
+        return plan
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes; ``digest`` is their SHA-256."""
+        return self._bytes
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Bundle:
+        """The bundle of canonical bytes.
+
+        Raises:
+            PolicyFileError: they are not a bundle's, or this version does not know what it holds.
+        """
+        try:
+            value = msgspec.json.decode(data, type=_Packed)
+        except msgspec.DecodeError as error:
+            raise PolicyFileError(f"the pinned bundle does not decode: {error}") from None
+        if value.v != FORMAT:
+            raise PolicyFileError(
+                f"the pinned bundle has the format {value.v}, this version reads {FORMAT}; upgrade holdfast"
+            )
+        return cls([one(policy, "pinned bundle") for policy in value.policies], data=data)
+
+    def __repr__(self) -> str:
+        return f"Bundle({len(self.rules)} rules, {self.digest[:12]})"
+
+
+class _Packed(msgspec.Struct):
+    v: int
+    policies: list[dict[str, Any]]
+
+
+def load(paths: Iterable[Path | str]) -> Bundle:
+    """The bundle of policy files; with no file at all, the built-in one.
+
+    Raises:
+        PolicyFileError: a file is missing or wrong; names file, line, key and cure.
+    """
+    files = list(paths)
+    return Bundle(load_policies(files)) if files else builtin()
+
+
+@functools.cache
+def builtin() -> Bundle:
+    """The bundle that applies when no file is named."""
+    return Bundle([one(policy, "built-in") for policy in BUILTIN if policy["category"] in CATEGORIES])
+
+
+def misfit(rule: Rule, facts: Facts) -> str:
+    """The first key of the rule's scope that does not fit; empty when all do."""
+    for field, pattern in rule.scope.items():
+        if not fits(pattern, getattr(facts, field)):
+            return field
+    return ""
+
+
+def _compile(item: Checked) -> Rule:
+    policy = item.policy
+    try:
+        when = Condition(policy.when) if policy.when is not None else None
+    except ConditionError as error:
+        raise PolicyFileError(f"{item.file}: {policy.id}: when: {error}") from None
+    condition: Callable[[Scene], bool] | None = when
+    return Rule(
+        id=policy.id,
+        category=item.category,
+        params=item.params,
+        mode=policy.mode,
+        on_breach=item.on_breach,
+        gates=frozenset(item.gates),
+        scope=policy.scope.model_dump(exclude_none=True),
+        when=condition,
+        source=policy.when or "",
+        approval=policy.approval.spec() if policy.approval is not None else None,
+        description=policy.description,
+    )

@@ -1,0 +1,274 @@
+"""``decide``: an action, facts and a bundle become a verdict. Pure: no I/O, no clock, no globals.
+
+Live gating, shadow mode, ``policy explain`` and offline verification all call it. The strongest outcome wins; every rule
+that had something to say is recorded; whatever cannot be decided denies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from holdfast.action import (
+    GATES,
+    Action,
+    ApprovalSpec,
+    Budget,
+    Facts,
+    Hit,
+    Hold,
+    Outcome,
+    Rate,
+    Release,
+    Reservation,
+    Settle,
+    Settlement,
+    Verdict,
+)
+from holdfast.policy.bundle import Bundle
+from holdfast.policy.categories.approvals import asked
+from holdfast.policy.categories.base import Breach, Finding, Granted, Rule, Spend
+from holdfast.policy.conditions import Scene, Unanswered
+from holdfast.policy.kills import standing
+from holdfast.policy.units import format_duration
+
+_ANYONE = ApprovalSpec()
+_ALLOW, _DENY, _ASK = Outcome.ALLOW, Outcome.DENY, Outcome.REQUIRE_APPROVAL
+
+
+def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
+    """What may happen, why, and what must be reserved for it. Raises nothing for any action and facts."""
+    court = Court(action, facts, bundle.digest)
+    if facts.kills and (kill := standing(facts.kills, facts)) is not None:
+        where = "the fleet" if kill.scope == "fleet" else f"{kill.scope} {kill.name}"
+        reason = f"{where} is stopped by kill {kill.id}: {kill.reason}"
+        court.record(
+            f"kill:{kill.id}", "kill_switch", Outcome.TERMINATE, reason, facts={"generation": facts.kill_generation}
+        )
+    gate = action.gate
+    if gate not in GATES:
+        court.record(
+            "gate", "gate", _DENY, f"there is no gate for actions of kind {gate[:40]!r}, so nothing can allow them"
+        )
+        return court.verdict()
+    scene: Scene | None = None
+    for rule in bundle.plan(gate, facts):
+        if rule.when is not None and scene is None:
+            try:
+                scene = bundle.conditions.bind(action, facts)
+            except Exception as error:  # noqa: BLE001 - whatever failed, the rule denies below
+                court.hear(rule, failed(error))
+                continue
+        finding = consult(rule, action, facts, scene)
+        if finding is not None:
+            court.hear(rule, finding)
+    return court.verdict()
+
+
+def consult(rule: Rule, action: Action, facts: Facts, scene: Scene | None) -> Finding:
+    """What one rule says, if it applies; a rule that raises denies."""
+    try:
+        if rule.when is not None and not rule.when(scene):
+            return None
+        return rule.category.before(action, facts, rule)
+    except Unanswered as error:
+        return Breach(reason=f"its condition gave no answer: {error}", outcome=_DENY)
+    except Exception as error:  # noqa: BLE001 - fail closed: what cannot be decided is denied
+        return failed(error)
+
+
+def failed(error: Exception) -> Breach:
+    """The objection of a rule that raised. Says the type only: a message could hold what the action carries."""
+    return Breach(reason=f"the rule failed ({type(error).__name__}), so it denies", outcome=_DENY)
+
+
+class Court:
+    """Gathers what the rules say into one verdict."""
+
+    __slots__ = (
+        "_action",
+        "_approval",
+        "_bundle",
+        "_facts",
+        "_hits",
+        "_plain",
+        "_retry_after",
+        "_spends",
+        "_strongest",
+    )
+
+    def __init__(self, action: Action, facts: Facts, bundle: str) -> None:
+        self._action = action
+        self._facts = facts
+        self._bundle = bundle
+        self._hits: list[Hit] = []
+        self._strongest: Hit | None = None
+        self._plain: list[Reservation] = []
+        self._spends: list[tuple[Rule, Spend]] = []
+        self._approval: ApprovalSpec | None = None
+        self._retry_after = 0
+
+    def record(
+        self, rule: str, category: str, outcome: Outcome, reason: str, *, mode: str = "enforce", facts: object = None
+    ) -> None:
+        """A rule had something to say."""
+        hit = Hit(
+            rule=rule,
+            category=category,
+            outcome=outcome,
+            reason=reason,
+            mode=mode,
+            facts=facts if isinstance(facts, dict) else {},
+        )
+        self._hits.append(hit)
+        if (
+            mode == "enforce"
+            and outcome is not _ALLOW
+            and (self._strongest is None or outcome > self._strongest.outcome)
+        ):
+            self._strongest = hit
+
+    def hear(self, rule: Rule, finding: Finding) -> None:
+        """Take what a rule found."""
+        kind = type(finding)
+        if kind is Spend:
+            self._spends.append((rule, finding))  # type: ignore[arg-type]
+        elif kind is Breach:
+            self.object(rule, finding)  # type: ignore[arg-type]
+        elif kind is Granted:
+            self.record(rule.id, rule.category.name, _ALLOW, finding.reason, mode=rule.mode, facts=finding.facts)  # type: ignore[union-attr]
+        elif finding is not None:
+            self._reserve(rule, finding)  # type: ignore[arg-type]
+
+    def object(self, rule: Rule, breach: Breach) -> None:
+        """A rule objects: its outcome counts unless people have approved, or it is in shadow."""
+        outcome = breach.outcome if breach.outcome is not None else rule.on_breach
+        reason, facts, approval = breach.reason, breach.facts, breach.approval
+        if outcome is _ASK and approval is None:
+            answer = asked(rule.approval or _ANYONE, self._facts)
+            reason, facts = f"{reason}; {answer.reason}", {**facts, **answer.facts}
+            if type(answer) is Granted:
+                outcome = _ALLOW
+            else:
+                outcome = answer.outcome if answer.outcome is not None else _DENY  # type: ignore[union-attr]
+                approval = answer.approval  # type: ignore[union-attr]
+        self.record(rule.id, rule.category.name, outcome, reason, mode=rule.mode, facts=facts)
+        if not rule.enforced:
+            return
+        self._retry_after = max(self._retry_after, breach.retry_after_us)
+        if (
+            outcome is _ASK
+            and approval is not None
+            and (self._approval is None or approval.quorum > self._approval.quorum)
+        ):
+            self._approval = approval
+
+    def _reserve(self, rule: Rule, wanted: Reservation) -> None:
+        refusal = self._facts.refusals.get(wanted.key)
+        if refusal is None:
+            if rule.enforced:
+                self._plain.append(wanted)
+            return
+        if isinstance(wanted, Rate):
+            reason = f"more than {wanted.limit} in {format_duration(wanted.period_us)}"
+        elif isinstance(wanted, Hold):
+            reason = f"all {refusal.limit} places are taken ({refusal.used} held)"
+        else:
+            reason = f"{wanted.key} does not fit: {refusal.used} of {refusal.limit} used"
+        used = {"limit": refusal.limit, "used": refusal.used}
+        self.object(rule, Breach(reason=reason, facts=used, retry_after_us=refusal.retry_after_us))
+
+    def _settle_spends(self) -> tuple[int, list[tuple[Rule, Spend]]]:
+        asked_for = tokens = self._action.max_tokens
+        kept = []
+        for rule, spend in self._spends:
+            refusal = self._facts.refusals.get(spend.key) if spend.key else None
+            used = refusal.used if refusal is not None else spend.used
+            room = spend.limit - used
+            if spend.per_token and asked_for <= 0:
+                self.object(rule, Breach(reason="the call sets no output limit; give max_tokens", outcome=_DENY))
+                continue
+            worst = spend.fixed + spend.per_token * max(asked_for, 0)
+            if worst > room:
+                fit = (room - spend.fixed) // spend.per_token if spend.per_token else 0
+                if fit < max(1, spend.floor_tokens):
+                    self.object(rule, _exceeded(spend, used, worst))
+                    continue
+                if rule.enforced:
+                    tokens = min(tokens, fit)
+            if rule.enforced:
+                kept.append((rule, spend))
+        return tokens, kept
+
+    def verdict(self) -> Verdict:
+        """The verdict of all that was heard."""
+        tokens, kept = self._settle_spends() if self._spends else (0, [])
+        lowered = bool(kept) and tokens < self._action.max_tokens
+        strongest = self._strongest
+        outcome = strongest.outcome if strongest is not None else _ALLOW
+        if outcome > Outcome.REDACT:
+            return Verdict(
+                outcome=outcome,
+                rule=strongest.rule if strongest else "",
+                category=strongest.category if strongest else "",
+                reason=strongest.reason if strongest else "",
+                hits=tuple(self._hits),
+                kill_generation=self._facts.kill_generation,
+                bundle=self._bundle,
+                approval=self._approval if outcome is _ASK else None,
+                retry_after_us=self._retry_after,
+            )
+        reservations = self._plain
+        for rule, spend in kept:
+            if spend.key:
+                amount = spend.fixed + spend.per_token * tokens if spend.per_token else spend.fixed
+                reservations.append(Budget(key=spend.key, amount=amount, limit=spend.limit, policy=rule.id))
+                if lowered:
+                    reason = (
+                        f"the output limit is lowered from {self._action.max_tokens} to {tokens} tokens, which fits"
+                    )
+                    self.record(
+                        rule.id, rule.category.name, _ALLOW, reason, facts={"limit": spend.limit, "max_tokens": tokens}
+                    )
+        return Verdict(
+            outcome=outcome,
+            rule=strongest.rule if strongest is not None else "",
+            category=strongest.category if strongest is not None else "",
+            reason=strongest.reason if strongest is not None else "",
+            hits=tuple(self._hits),
+            reservations=tuple(reservations),
+            kill_generation=self._facts.kill_generation,
+            bundle=self._bundle,
+            max_tokens=tokens if lowered else 0,
+        )
+
+
+def _exceeded(spend: Spend, used: int, worst: int) -> Breach:
+    show = spend.render
+    least = spend.fixed + spend.per_token * spend.floor_tokens
+    cost = f"at least {show(least)}" if spend.per_token else show(worst)
+    reason = f"{show(used)} of {show(spend.limit)} is used or reserved and this takes {cost}"
+    return Breach(reason=reason, facts={"limit": spend.limit, "used": used, "amount": worst})
+
+
+def settlements(
+    reservations: Iterable[Reservation], *, cost: int | None = None, tokens: int | None = None, sent: bool = True
+) -> tuple[Settlement, ...]:
+    """What to settle when an action has ended, for the reservations of its verdict.
+
+    Args:
+        cost: what it cost in nano-dollars; None: not known, settled at the reservation.
+        tokens: what it used, input and output together; None: not known, settled at the reservation.
+        sent: False when it certainly never left: nothing is counted as spent.
+    """
+    result: list[Settlement] = []
+    for item in reservations:
+        if isinstance(item, Budget):
+            actual = tokens if item.key.startswith("budget_tokens/") else cost
+            if not sent:
+                actual = 0
+            elif actual is None:
+                actual = item.amount
+            result.append(Settle(key=item.key, reserved=item.amount, actual=actual))
+        elif isinstance(item, Hold):
+            result.append(Release(key=item.key, holder=item.holder))
+    return tuple(result)
