@@ -11,13 +11,17 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from holdfast.action import Action, Facts, Hit, Kill, Outcome, Refusal, Verdict
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, PayloadError
 from holdfast.journal.base import Appended, Refused, Result, Store
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import decide
 
 ROUNDS = 16
 """How often one action is decided anew before it is denied: each round saw the world change under it."""
+
+
+LOST = frozenset({"epoch", "missing"})
+"""Refusals that mean: this node does not own the stream (any more)."""
 
 
 class Fenced(HoldfastError):
@@ -73,6 +77,7 @@ async def enter(action: Action, bundle: Bundle, control: Control, facts_of: Fact
 
     Raises:
         Fenced: this node no longer owns the stream.
+        PayloadError: the intent cannot be recorded: too large.
         StoreError: the intent could not be made durable; the action must not happen.
     """
     refusals: dict[str, Refusal] = {}
@@ -96,5 +101,7 @@ def _learn(refused: Refused, control: Control, refusals: dict[str, Refusal]) -> 
         control.refresh()
     elif refused.reason == "reservation":
         refusals.update({refusal.key: refusal for refusal in refused.refusals})
-    else:
+    elif refused.reason in LOST:
         raise Fenced(refused.message)
+    else:
+        raise PayloadError(refused.message)

@@ -189,6 +189,10 @@ def apply(state: RunState, event: Event) -> None:
         record = state.records[data["id"]]
         record.state, record.retry_at, record.reservations = "retry", data["retry_at"], ()
         record.code, record.message = data["code"], data["message"]
+        # Another attempt is served what its calls achieved, and may try again what failed.
+        for other in state.records.values():
+            if other.state == "fault" and other.id.startswith(record.id + "/"):
+                other.state, other.retry_at = "retry", 0
         _spend(state, data)
     elif kind == Kind.VERDICT:
         record = _record(state, event)
@@ -255,8 +259,8 @@ def _effect(state: RunState, record: Record, effect: dict[str, Any], event: Even
     """What an outcome changes beyond its record."""
     if "compensable" in effect:
         state.compensable.append(record.id)
-    if "undone" in effect and effect["undone"] in state.compensable:
-        state.compensable.remove(effect["undone"])
+    if "undone" in effect:
+        state.compensable = [id_ for id_ in state.compensable if id_ not in effect["undone"]]
     if "file" in effect:
         state.files[effect["file"]] = (event.payloads["data"], effect["size"])
     if "deleted" in effect:

@@ -1,0 +1,188 @@
+"""What a run keeps: samples of the world that replay must see again, memory, artefacts, balances."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from typing import Any
+
+from holdfast import wire
+from holdfast.action import Action
+from holdfast.errors import PayloadError, ProtocolError, StepError
+from holdfast.journal.base import MemoryWrite
+from holdfast.journal.event import Kind
+from holdfast.journal.fold import Record
+from holdfast.node.balance import balance
+from holdfast.node.incarnation import Incarnation, call_digest, handles
+from holdfast.node.run import Place, idempotency_key
+from holdfast.values import dump, load
+
+MAX_FILE = 32 << 20
+"""Bytes of one artefact."""
+MAX_FILES = 1000
+MAX_KEY = 512
+
+
+@handles(wire.Sample)
+def on_sample(inc: Incarnation, message: wire.Sample) -> None:
+    """Give a value that replay will see again."""
+    makers = {
+        "now": lambda: inc.run.services.clock.now(),
+        "random": lambda: secrets.randbelow(1 << 53),
+        "uuid": lambda: str(uuid.uuid4()),
+        "patch": lambda: message.highest,
+    }
+    if message.what not in makers:
+        raise ProtocolError(f"{message.what!r} is nothing to sample")
+    name = f"patch:{message.name}" if message.what == "patch" else message.what
+    _sample(inc, message.id, message.scope, name, lambda: dump(makers[message.what]()))
+
+
+@handles(wire.Balance)
+def on_balance(inc: Incarnation, message: wire.Balance) -> None:
+    """What is left of the budgets."""
+    _sample(inc, message.id, message.scope, "budget", lambda: dump(balance(inc.run)))
+
+
+def _sample(inc: Incarnation, number: int, scope: int, name: str, make: Any) -> None:
+    sha = call_digest("sample", name, b"")
+    place, record = inc.place(number, scope, "sample", name, sha)
+    if record is not None and record.finished:
+        inc.serve(number, record)
+        return
+    value = make()
+    _note(inc, place, name, sha, {"result": value})
+    inc.reply(number, value)
+
+
+def _note(inc: Incarnation, place: Place, name: str, sha: str, payloads: dict[str, bytes]) -> None:
+    data = {
+        "action": Action(kind="sample", name=name, id=place.id, digest=sha),
+        "parent": place.parent,
+        "place": place.place,
+    }
+    inc.run.recorder.note(inc.run.recorder.draft(Kind.SAMPLE, data, payloads))
+
+
+@handles(wire.Memory)
+def on_memory(inc: Incarnation, message: wire.Memory) -> None:
+    """The agent's lasting memory."""
+    if message.operation not in ("get", "set", "delete", "keys"):
+        raise ProtocolError(f"{message.operation!r} is no operation on memory")
+    value = inc.value(message.value)
+    args = dump({"operation": message.operation, "key": message.key}) + value
+    name = f"memory.{message.operation}"
+    kind = "sample" if message.operation in ("get", "keys") else "memory"
+    sha = call_digest(kind, name, args)
+    place, record = inc.place(message.id, message.scope, kind, name, sha)
+    inc.start(message.id, _memory(inc, message, place, record, value, name, sha))
+
+
+async def _memory(
+    inc: Incarnation, message: wire.Memory, place: Place, record: Record | None, value: bytes, name: str, sha: str
+) -> None:
+    run = inc.run
+    if record is not None and record.finished:
+        inc.serve(message.id, record)
+        return
+    if len(message.key) > MAX_KEY or (not message.key and message.operation not in ("keys",)):
+        raise PayloadError(f"a memory key has 1 to {MAX_KEY} characters")
+    tenant, agent = run.header.tenant, run.header.agent
+    if message.operation in ("get", "keys"):
+        # What this run wrote a moment ago must be there to be read.
+        await run.recorder.flush()
+        if message.operation == "get":
+            found = run.services.store.memory(tenant, agent, message.key) or b"null"
+        else:
+            keys = run.services.store.memory_keys(tenant, agent)
+            found = dump([key for key in keys if key.startswith(message.key)])
+        _note(inc, place, name, sha, {"result": found})
+        inc.reply(message.id, found)
+        return
+    written = value if message.operation == "set" else None
+    action = Action(
+        kind="memory",
+        name=message.operation,
+        id=place.id,
+        args={"key": message.key, "value": load(value) if written else None},
+        digest=sha,
+    )
+    passage = await run.gate(
+        action,
+        place,
+        dump({"key": message.key, "value": load(value) if written else None}),
+        key=idempotency_key(run.state.run, place.id),
+        memory=(MemoryWrite(agent=agent, key=message.key, value=written),),
+        outcome={"status": "ok"},
+        outcome_payloads={"result": b"null"},
+    )
+    if passage.written is None:
+        inc.denied(message.id, passage)
+    else:
+        inc.reply(message.id, b"null")
+
+
+@handles(wire.File)
+def on_file(inc: Incarnation, message: wire.File) -> None:
+    """Artefacts of the run."""
+    if message.operation not in ("read", "write", "list", "delete"):
+        raise ProtocolError(f"{message.operation!r} is no operation on files")
+    data = inc.value(message.data)
+    name = f"file.{message.operation}"
+    kind = "sample" if message.operation in ("read", "list") else "file"
+    sha = call_digest(kind, name, message.name.encode() + b"\0" + data)
+    place, record = inc.place(message.id, message.scope, kind, name, sha)
+    inc.start(message.id, _file(inc, message, place, record, data, name, sha))
+
+
+async def _file(
+    inc: Incarnation, message: wire.File, place: Place, record: Record | None, data: bytes, name: str, sha: str
+) -> None:
+    run = inc.run
+    if record is not None and record.finished:
+        inc.serve(message.id, record)
+        return
+    files = run.state.files
+    if message.operation in ("read", "list"):
+        await run.recorder.flush()
+        if message.operation == "list":
+            found = dump(sorted(one for one in files if one.startswith(message.name)))
+        else:
+            if message.name not in files:
+                raise StepError(f"there is no file {message.name!r}; the run has {', '.join(sorted(files)) or 'none'}")
+            held = await run.services.payload(run.header.tenant, files[message.name][0])
+            if held is None:
+                raise StepError(f"file {message.name!r} was erased")
+            found = held
+        _note(inc, place, name, sha, {"result": found})
+        inc.reply(message.id, found)
+        return
+    _check_file(message, data, files)
+    writes = message.operation == "write"
+    effect: dict[str, object] = {"file": message.name, "size": len(data)} if writes else {"deleted": message.name}
+    payloads = {"result": b"null"} | ({"data": data} if writes else {})
+    args = {"name": message.name, "size": len(data)}
+    passage = await run.gate(
+        Action(kind="file", name=message.operation, id=place.id, args=args, digest=sha),
+        place,
+        dump(args),
+        key=idempotency_key(run.state.run, place.id),
+        outcome={"status": "ok", "effect": effect},
+        outcome_payloads=payloads,
+    )
+    if passage.written is None:
+        inc.denied(message.id, passage)
+    else:
+        inc.reply(message.id, b"null")
+
+
+def _check_file(message: wire.File, data: bytes, files: dict[str, tuple[str, int]]) -> None:
+    name = message.name
+    if not name or len(name) > MAX_KEY or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise PayloadError(f"{name[:80]!r} is no file name: relative, without .., at most {MAX_KEY} characters")
+    if len(data) > MAX_FILE:
+        raise PayloadError(f"file {name!r} is {len(data)} bytes; at most {MAX_FILE} are kept")
+    if message.operation == "write" and name not in files and len(files) >= MAX_FILES:
+        raise PayloadError(f"the run has {MAX_FILES} files already; delete some with ctx.files.delete")
+    if message.operation == "delete" and name not in files:
+        raise StepError(f"there is no file {name!r} to delete")

@@ -1,0 +1,189 @@
+"""One run's pen: what is written to its stream, in order, and the state that follows from it.
+
+Notes (outcomes, samples, log lines) wait for the next commit, for they need no answer: whatever depends on them leaves
+only after an intent, and that intent's commit takes them along, ahead of it in the same transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from holdfast.action import Reservation, Settlement
+from holdfast.clock import Clock
+from holdfast.errors import HoldfastError
+from holdfast.gate import LOST, Fenced
+from holdfast.journal.base import Append, Appended, Draft, Header, InboxItem, MemoryWrite, Patch, Refused, Result
+from holdfast.journal.event import Witness
+from holdfast.journal.fold import RunState, apply
+from holdfast.journal.writer import Writer
+
+NOTE_DELAY = 0.02
+"""Seconds after which notes are made durable although nothing needs them yet."""
+MAX_NOTES = 256
+MAX_NOTE_BYTES = 4 << 20
+
+
+class Recorder:
+    """Writes one run's stream while this node owns it under ``epoch``."""
+
+    def __init__(
+        self,
+        state: RunState,
+        *,
+        epoch: int,
+        node: str,
+        writer: Writer,
+        clock: Clock,
+        on_failure: Callable[[HoldfastError], None],
+    ) -> None:
+        self.state = state
+        self.epoch = epoch
+        self._node = node
+        self._writer = writer
+        self._clock = clock
+        self._on_failure = on_failure
+        self._notes: list[Draft] = []
+        self._settle: list[Settlement] = []
+        self._bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.failed: HoldfastError | None = None
+        """Why nothing more can be written: fenced, or the store is gone."""
+
+    def draft(
+        self,
+        kind: str,
+        data: dict[str, Any],
+        payloads: dict[str, bytes] | None = None,
+        *,
+        witness: str = Witness.NODE,
+        principal: str | None = None,
+        auth: str | None = None,
+    ) -> Draft:
+        """An event to be, stamped with now and the run's principal."""
+        return Draft(
+            kind=kind,
+            data=data,
+            payloads=payloads or {},
+            at=self._clock.now(),
+            clock_error=self._clock.clock_error(),
+            witness=witness,
+            principal=self.state.principal if principal is None else principal,
+            auth=self.state.auth if auth is None else auth,
+        )
+
+    def note(self, draft: Draft, settle: Iterable[Settlement] = ()) -> None:
+        """Take a draft along with the next commit, at the latest after NOTE_DELAY."""
+        self._notes.append(draft)
+        self._settle.extend(settle)
+        self._bytes += sum(map(len, draft.payloads.values()))
+        if len(self._notes) >= MAX_NOTES or self._bytes >= MAX_NOTE_BYTES:
+            self.push()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(NOTE_DELAY, self.push)
+
+    def push(self) -> asyncio.Future[Result] | None:
+        """Send the notes off without waiting; None when there are none."""
+        notes = self._take_notes()
+        return None if notes is None else self._submit(notes)[0]
+
+    async def flush(self) -> None:
+        """Wait until every note so far is durable.
+
+        Raises:
+            Fenced, StoreError: it cannot be.
+        """
+        future = self.push()
+        if future is not None:
+            self._check(await future)
+
+    async def write(
+        self,
+        *drafts: Draft,
+        reserve: tuple[Reservation, ...] = (),
+        settle: tuple[Settlement, ...] = (),
+        kill_generation: int | None = None,
+        consume: tuple[int, ...] = (),
+        deliver: tuple[InboxItem, ...] = (),
+        memory: tuple[MemoryWrite, ...] = (),
+        patch: Patch | None = None,
+    ) -> Result:
+        """Commit drafts under conditions, with the notes ahead of them in the same transaction.
+
+        Raises:
+            Fenced, StoreError: this node can write nothing more to the stream.
+        """
+        append = Append(
+            stream=self.state.run,
+            epoch=self.epoch,
+            node=self._node,
+            drafts=drafts,
+            reserve=reserve,
+            settle=settle,
+            kill_generation=kill_generation,
+            consume=consume,
+            deliver=deliver,
+            memory=memory,
+            patch=patch,
+        )
+        notes = self._take_notes()
+        futures = self._submit(append) if notes is None else self._submit(notes, append)
+        result = await futures[-1]
+        if isinstance(result, Refused) and result.reason in LOST:
+            raise Fenced(result.message)
+        return result
+
+    async def create(self, header: Header, draft: Draft) -> Result:
+        """Begin another stream: a child's."""
+        append = Append(stream=header.stream, epoch=0, node=self._node, drafts=(draft,), create=header)
+        return await self._writer.submit(append)
+
+    def _take_notes(self) -> Append | None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._notes:
+            return None
+        append = Append(
+            stream=self.state.run,
+            epoch=self.epoch,
+            node=self._node,
+            drafts=tuple(self._notes),
+            settle=tuple(self._settle),
+        )
+        self._notes, self._settle, self._bytes = [], [], 0
+        return append
+
+    def _submit(self, *appends: Append) -> list[asyncio.Future[Result]]:
+        if self.failed is not None:
+            raise self.failed
+        futures = self._writer.submit_all(appends)
+        for future in futures:
+            future.add_done_callback(self._on_result)
+        return futures
+
+    def _on_result(self, future: asyncio.Future[Result]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._fail(error if isinstance(error, HoldfastError) else HoldfastError(str(error)))
+            return
+        result = future.result()
+        if isinstance(result, Appended):
+            for event in result.events:
+                apply(self.state, event)
+        elif result.reason in LOST:
+            self._fail(Fenced(result.message))
+
+    def _fail(self, error: HoldfastError) -> None:
+        if self.failed is None:
+            self.failed = error
+            self._on_failure(error)
+
+    @staticmethod
+    def _check(result: Result) -> None:
+        if isinstance(result, Refused):
+            raise Fenced(result.message)

@@ -1,0 +1,41 @@
+"""What a run needs of its node, as one narrow interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from holdfast.clock import Clock
+from holdfast.journal.base import Header, Store
+from holdfast.llm.router import LLM
+from holdfast.node.connectors import ConnectorPool
+from holdfast.policy.bundle import Bundle
+
+
+class Services(Protocol):
+    """The node, as a run sees it."""
+
+    clock: Clock
+    home: Path
+    models: LLM
+    connectors: ConnectorPool
+    store: Store
+    """For reading only."""
+
+    def before_dial(self, deadline: float) -> None:
+        """Called right before bytes leave: raises when this node's lease does not outlast ``deadline`` seconds."""
+
+    async def payload(self, tenant: str, commitment: str) -> bytes | None:
+        """A recorded payload; None when it was erased."""
+
+    async def until(self, at: int) -> None:
+        """Sleep until the clock says ``at``."""
+
+    def author_log(self, header: Header, level: str, text: str) -> None:
+        """Show a line of the author's log to whoever follows the run."""
+
+    def nudge(self, stream: str) -> None:
+        """A stream became ready: look at it now and not at the next tick."""
+
+    def bundle(self, digest: str) -> Bundle:
+        """A pinned bundle."""

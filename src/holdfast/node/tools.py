@@ -1,0 +1,172 @@
+"""Connectors: effects on the node's side. An irreversible one is never repeated on a guess."""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast import wire
+from holdfast.action import Action, Effect, Verdict
+from holdfast.errors import PayloadError, ProtocolError, StepError, StepTimeout
+from holdfast.journal.event import Kind, Witness
+from holdfast.journal.fold import Record
+from holdfast.node.connectors import Connector, ConnectorFailure
+from holdfast.node.incarnation import Incarnation, call_digest, handles
+from holdfast.node.run import Place, Run, Stop, idempotency_key
+from holdfast.node.steps import backoff_us
+from holdfast.policy.decide import settlements
+from holdfast.values import dump, load
+
+
+@handles(wire.Tool)
+def on_tool(inc: Incarnation, message: wire.Tool) -> None:
+    """A connector's call."""
+    data = inc.value(message.args)
+    sha = call_digest("tool", message.name, data)
+    place, record = inc.place(message.id, message.scope, "tool", message.name, sha)
+    if record is not None and record.finished:
+        inc.start(message.id, _replay(inc, message.id, record))
+        return
+    try:
+        args = load(data)
+    except PayloadError as error:
+        raise ProtocolError(str(error)) from None
+    if not isinstance(args, dict):
+        raise ProtocolError("a tool's arguments must be an object")
+    inc.start(message.id, _call(inc, message, place, record, data, args))
+
+
+async def _replay(inc: Incarnation, number: int, record: Record) -> None:
+    inc.serve(number, record)
+
+
+async def _call(
+    inc: Incarnation, message: wire.Tool, place: Place, record: Record | None, data: bytes, args: dict[str, object]
+) -> None:
+    run = inc.run
+    connector = run.services.connectors.find(run.header.tenant, message.name)
+    if connector is None:
+        names = ", ".join(run.services.connectors.names(run.header.tenant)) or "none"
+        raise StepError(f"there is no connector {message.name}; holdfast.toml has {names} for {run.header.tenant}")
+    attempt = (record.attempt if record else 0) + 1
+    action = Action(
+        kind="tool",
+        name=message.name,
+        id=place.id,
+        args=args,
+        digest=call_digest("tool", message.name, data),
+        effect=Effect(connector.effect),
+        attempt=attempt,
+    )
+    await perform(inc, message, place, connector, action, data)
+
+
+async def perform(
+    inc: Incarnation, message: wire.Tool, place: Place, connector: Connector, action: Action, data: bytes
+) -> None:
+    """Make attempts until one succeeds or none is left."""
+    run = inc.run
+    key = idempotency_key(run.state.run, place.id)
+    last = action.attempt + max(message.retry.attempts, connector.attempts, 1) - 1
+    while True:
+        passage = await run.gate(action, place, data, key=key, undo=connector.undo, streams=inc.prefix())
+        if passage.written is None:
+            inc.denied(message.id, passage)
+            return
+        timeout = min(t for t in (message.timeout_us, connector.timeout_us) if t) if message.timeout_us else connector.timeout_us
+        try:
+            value = await run.services.connectors.call(
+                run.header.tenant, message.name, data, key, timeout, run.services.before_dial
+            )
+        except ConnectorFailure as failure:
+            if await _failed(inc, message, place, action, passage.verdict, failure, last):
+                action = msgspec.structs.replace(action, attempt=action.attempt + 1)
+                continue
+            return
+        outcome: dict[str, object] = {"id": place.id, "status": "ok"}
+        if action.effect == Effect.COMPENSABLE:
+            outcome["effect"] = {"compensable": True}
+        run.recorder.note(
+            run.recorder.draft(Kind.OUTCOME, outcome, {"result": value}), settlements(passage.verdict.reservations, sent=True)
+        )
+        run.recorder.push()
+        inc.reply(message.id, value)
+        return
+
+
+async def _failed(
+    inc: Incarnation,
+    message: wire.Tool,
+    place: Place,
+    action: Action,
+    verdict: Verdict,
+    failure: ConnectorFailure,
+    last: int,
+) -> bool:
+    run = inc.run
+    settle = settlements(verdict.reservations, sent=failure.sent)
+    text = f"{place.id}: {failure}"
+    unknown = failure.sent and not failure.answered
+    if unknown and action.effect == Effect.IRREVERSIBLE:
+        raise doubt(run, place.id, f"{text}; whether it happened is not known")
+    code = StepTimeout.code if failure.timeout else StepError.code
+    if action.attempt < last and failure.retryable:
+        at = run.services.clock.now() + backoff_us(message.retry, action.attempt)
+        data = {"id": place.id, "attempt": action.attempt, "code": code, "message": text, "retry_at": at}
+        run.recorder.note(run.recorder.draft(Kind.ATTEMPT_FAILED, data), settle)
+        await run.recorder.flush()
+        await run.services.until(at)
+        return True
+    data = {"id": place.id, "status": "fault", "code": code, "message": text}
+    run.recorder.note(run.recorder.draft(Kind.OUTCOME, data), settle)
+    run.recorder.push()
+    inc.fault(message.id, code, text)
+    return False
+
+
+def doubt(run: Run, id_: str, message: str) -> Stop:
+    """The run stops and asks what became of an irreversible effect."""
+    cure = f"find out at the receiver (key {idempotency_key(run.state.run, id_)}), then `holdfast runs resolve {run.state.run}`"
+    return Stop(Kind.RUN_IN_DOUBT, code="in_doubt", message=f"{message}; {cure}", rule=id_)
+
+
+@handles(wire.Compensate)
+def on_compensate(inc: Incarnation, message: wire.Compensate) -> None:
+    """The run asks for its compensable effects to be undone: which calls undo them, latest first."""
+    sha = call_digest("sample", "compensate", b"")
+    place, record = inc.place(message.id, message.scope, "sample", "compensate", sha)
+    if record is not None and record.finished:
+        inc.start(message.id, _replay(inc, message.id, record))
+        return
+    inc.start(message.id, _compensate(inc, message.id, place, sha))
+
+
+async def _compensate(inc: Incarnation, number: int, place: Place, sha: str) -> None:
+    run = inc.run
+    await run.recorder.flush()
+    ids = list(reversed(run.state.compensable))
+    undo = [await undoing(run, run.state.records[id_]) for id_ in ids]
+    value = dump([one for one in undo if one is not None], "the calls that undo")
+    action = Action(kind="sample", name="compensate", id=place.id, digest=sha)
+    sample = {"action": action, "parent": place.parent, "place": place.place}
+    outcome = {"id": place.id, "status": "ok", "effect": {"undone": ids}}
+    await run.recorder.write(
+        run.recorder.draft(Kind.SAMPLE, sample, {"result": value}),
+        run.recorder.draft(Kind.OUTCOME, outcome, {"result": value}),
+    )
+    inc.reply(number, value)
+
+
+async def undoing(run: Run, record: Record) -> dict[str, object] | None:
+    """The call that undoes a compensable effect; None when its author named none."""
+    if not record.undo:
+        return None
+    tenant = run.header.tenant
+    args = await run.services.payload(tenant, record.args) if record.args else None
+    result = record.value if record.value is not None else await run.services.payload(tenant, record.result)
+    inside = record.action.witness == Witness.BOUNDARY
+    return {
+        "kind": "tool" if inside else "connector",
+        "name": record.undo,
+        "args": load(args) if args else {},
+        "result": load(result) if result else None,
+    }
