@@ -37,6 +37,8 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     source: Path
     target: Path
     writable: bool = False
+    mask: bool = True
+    """Whether secret files below it (:mod:`holdfast.sandbox.masks`) are hidden. The interpreter's own folders do without."""
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +56,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
 
     variable: str
     inner: socket.socket
+    """``start`` takes it over and closes this process's copy, also when it fails, so that the end inside is seen."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,175 @@
+"""A started boundary: watched through pidfds, ended by SIGKILL, cleaned up once.
+
+What differs between levels is what must be signalled; that comes from the registry's entry, so the node and ``holdfast kill``
+end a boundary by the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from holdfast.sandbox import procs, registry
+from holdfast.sandbox.base import Exit, Held, Reason
+from holdfast.sandbox.cgroup import Group
+from holdfast.sandbox.registry import Entry
+
+_SIGKILL = 9
+_LINGER_SECONDS = 0.05
+"""How long the outer process may take to notice that its namespace is gone, before it is ended too."""
+
+
+class Started:
+    """Implements :class:`holdfast.sandbox.base.Boundary`. Belongs to the event loop that it was started in."""
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        entry: Entry,
+        process: subprocess.Popen[bytes],
+        held: Held,
+        group: Group | None,
+        give_back: Callable[[], None],
+    ) -> None:
+        self.held = held
+        self.pid = process.pid
+        self._home = home
+        self._entry = entry
+        self._process = process
+        self._group = group
+        self._give_back = give_back
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Exit] = self._loop.create_future()
+        self._asked: Reason | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._status: int | None = None
+        self._init_fd = -1
+        self._outer_fd = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._outer_fd, self._outer_ended)
+
+    @property
+    def id(self) -> str:
+        """Name of the boundary in the registry."""
+        return self._entry.id
+
+    def adopt_init(self, init_fd: int, entry: Entry) -> None:
+        """The first process inside is known: its end is the end of all inside. Takes the pidfd over."""
+        self._entry = entry
+        self._init_fd = init_fd
+        self._loop.add_reader(init_fd, self._init_ended)
+
+    async def wait(self) -> Exit:
+        """Wait for the end; always gives the same answer."""
+        return await asyncio.shield(self._ended)
+
+    def kill(self, reason: Reason = Reason.KILLED) -> None:
+        """End every process inside, now. Idempotent; does not wait."""
+        if self._ended.done():
+            return
+        if self._asked is None and self._status is None:
+            self._asked = reason
+        if self._init_fd >= 0:
+            # The outer process reaps init and ends by itself; killed first, it would leave a zombie to a host's pid 1
+            # that may not reap. `_init_ended` sees to it when it does not.
+            procs.send_kill(self._init_fd)
+        elif self._entry.level == "process":
+            for fd in registry.strike(self._entry):
+                os.close(fd)
+        else:
+            procs.send_kill(self._outer_fd)
+
+    async def close(self) -> None:
+        """Kill, wait, and give back all it held."""
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    def memory(self) -> tuple[int, int]:
+        """Current and peak bytes; zeros when unknown."""
+        if self._group is not None and "memory" in self._group.dirs:
+            return self._group.memory()
+        page = os.sysconf("SC_PAGE_SIZE")
+        current = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                current += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
+        return current, 0
+
+    def pids(self) -> tuple[int, ...]:
+        """Host pids of all processes inside, as far as they can be seen."""
+        if self._ended.done():
+            return ()
+        if self._entry.init is not None:
+            return tuple(procs.tree(self._entry.init.pid)) if procs.alive(self._entry.init) else ()
+        if self._entry.level == "process":
+            return tuple(procs.tree(self.pid)) if procs.alive(self._entry.outer) else ()
+        return ()
+
+    async def _close(self) -> None:
+        self.kill()
+        await asyncio.shield(self._ended)
+        await asyncio.to_thread(self._clean)
+
+    def _clean(self) -> None:
+        if self._entry.level == "process":
+            _end_stragglers(self._entry)
+        if self._group is not None:
+            self._group.kill()
+            self._group.remove()
+        self._give_back()
+        registry.forget(self._home, self._entry.id)
+        for fd in (self._outer_fd, self._init_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._outer_fd = self._init_fd = -1
+
+    def _outer_ended(self) -> None:
+        self._loop.remove_reader(self._outer_fd)
+        self._status = self._process.poll()
+        if self._init_fd >= 0 and not procs.gone(self._init_fd):
+            procs.send_kill(self._init_fd)
+        self._finish()
+
+    def _init_ended(self) -> None:
+        self._loop.remove_reader(self._init_fd)
+        if self._status is None:
+            self._loop.call_later(_LINGER_SECONDS, self._end_outer)
+        self._finish()
+
+    def _end_outer(self) -> None:
+        if self._status is None and self._outer_fd >= 0:
+            procs.send_kill(self._outer_fd)
+
+    def _finish(self) -> None:
+        inside_gone = self._init_fd < 0 or procs.gone(self._init_fd)
+        if self._status is not None and inside_gone and not self._ended.done():
+            self._ended.set_result(self._exit(self._status))
+
+    def _exit(self, status: int) -> Exit:
+        if status > 128 and self._entry.level != "process":
+            status = 128 - status  # bubblewrap reports a signal as shells do
+        if self._asked is not None:
+            return Exit(reason=self._asked, status=-_SIGKILL)
+        if status and self._group is not None and self._group.oom_kills():
+            return Exit(reason=Reason.OUT_OF_MEMORY, status=status)
+        if status == -_SIGKILL and registry.was_killed(self._home, self._entry.id):
+            return Exit(reason=Reason.KILLED, status=status)
+        return Exit(reason=Reason.CRASHED if status < 0 else Reason.EXITED, status=status)
+
+
+def _end_stragglers(entry: Entry) -> None:
+    """End what outlived the outer process at a level without a pid namespace, until nothing is found."""
+    for _ in range(64):
+        fds = registry.stragglers(entry)
+        if not fds:
+            return
+        for fd in fds:
+            procs.send_kill(fd)
+        procs.wait_gone(fds, 1.0)
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,145 @@
+"""Processes of the host, named so that a reused pid is never taken for another: pid and start time.
+
+Start times come from ``/proc/PID/stat`` (field 22, clock ticks since boot); signals go through pidfds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One process of this boot, for as long as it lives."""
+
+    pid: int
+    start: int
+    """Clock ticks since boot."""
+
+
+@functools.cache
+def boot_id() -> str:
+    """The kernel's boot id: pids mean something only within it. Empty when there is no ``/proc``."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+@functools.cache
+def pid_namespace() -> int:
+    """Inode of this process's pid namespace: pids mean something only within it. 0: unknown."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def start_time(pid: int) -> int | None:
+    """Start time of a pid in clock ticks; None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def identify(pid: int) -> Process | None:
+    """The process that a pid names now."""
+    start = start_time(pid)
+    return None if start is None else Process(pid, start)
+
+
+def alive(process: Process) -> bool:
+    """Whether the process still runs. A zombie counts as gone."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return int(fields[19]) == process.start and fields[0] not in (b"Z", b"X")
+
+
+def open_pidfd(process: Process) -> int | None:
+    """A pidfd of exactly this process; None when it is gone. The caller closes it."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return None
+    if start_time(process.pid) == process.start:
+        return fd
+    os.close(fd)
+    return None
+
+
+def send_kill(pidfd: int) -> None:
+    """SIGKILL through a pidfd; a process that is gone is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def gone(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def wait_gone(pidfds: Iterable[int], seconds: float) -> bool:
+    """Wait until all have ended, at most so long; whether they have."""
+    waiting = set(pidfds)
+    poller = select.poll()
+    for fd in waiting:
+        poller.register(fd, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    while waiting:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        for fd, _ in poller.poll(left * 1000):
+            poller.unregister(fd)
+            waiting.discard(fd)
+    return True
+
+
+def children(pid: int) -> list[int]:
+    """Pids of a process's children, of all its threads."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_bytes().split())
+    except OSError:
+        return found
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it, parents first. What was reparented away is not seen."""
+    found, index = [pid], 0
+    while index < len(found):
+        found += children(found[index])
+        index += 1
+    return found
+
+
+def uses_uid(uid: int) -> bool:
+    """Whether any process runs as this uid (real, effective or saved). Reads all of ``/proc``."""
+    wanted = str(uid).encode()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            status = Path(f"/proc/{name}/status").read_bytes()
+        except OSError:
+            continue
+        at = status.find(b"\nUid:")
+        if at >= 0 and wanted in status[at + 5 : status.find(b"\n", at + 1)].split():
+            return True
+    return False

@@ -1,0 +1,313 @@
+"""The system calls that a boundary may make, as BPF programs for ``bwrap --add-seccomp-fd``.
+
+An allow-list and, above it, a deny-list: what is not on it answers ENOSYS, so a call that a newer kernel brings is closed until somebody has looked at
+it. What programs commonly try and must not have answers EPERM, and calls through another ABI (i386, x32) end the process.
+Compiling takes libseccomp a while, so the bytes are kept on disk under a name made of all that they depend on; a start that
+finds them never imports pyseccomp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import platform
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import IsolationError
+
+Programs = tuple[bytes, bytes]
+"""``struct sock_filter`` arrays: what is allowed, and what is denied of it."""
+
+ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64"}
+"""``uname -m`` to libseccomp's name."""
+
+ALLOWED = frozenset(
+    # memory
+    "brk madvise membarrier memfd_create memfd_secret mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock "
+    "munlockall munmap pkey_alloc pkey_free pkey_mprotect remap_file_pages map_shadow_stack get_mempolicy "
+    # processes, threads, scheduling
+    "alarm arch_prctl capget capset execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv futex_wake "
+    "get_robust_list get_thread_area getcpu getitimer getpgid getpgrp getpid getppid getpriority getrlimit getrusage getsid gettid "
+    "ioprio_get kill pause pidfd_open pidfd_send_signal prctl prlimit64 restart_syscall rseq sched_get_priority_max "
+    "sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval "
+    "sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp set_robust_list set_thread_area "
+    "set_tid_address setitimer setpgid setpriority setrlimit setsid sysinfo tgkill times tkill uname vfork wait4 waitid "
+    "landlock_add_rule landlock_create_ruleset landlock_restrict_self "
+    # users (without capabilities these only give up what there is)
+    "getegid geteuid getgid getgroups getresgid getresuid getuid setfsgid setfsuid setgid setgroups setregid setresgid setresuid "
+    "setreuid setuid "
+    # signals
+    "rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo "
+    "sigaltstack signalfd signalfd4 "
+    # files
+    "access cachestat chdir chown close close_range copy_file_range dup dup2 dup3 faccessat faccessat2 fadvise64 fallocate fchdir "
+    "fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync ftruncate futimesat "
+    "getcwd getdents getdents64 getxattr inotify_add_watch inotify_init inotify_init1 inotify_rm_watch lchown lgetxattr link linkat "
+    "listxattr llistxattr lremovexattr lseek lsetxattr lstat mkdir mkdirat newfstatat pread64 preadv preadv2 pwrite64 pwritev "
+    "pwritev2 read readahead readlink readlinkat readv removexattr rename renameat renameat2 rmdir sendfile setxattr splice stat "
+    "statfs statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes write "
+    "writev io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit "
+    # waiting, pipes, clocks
+    "clock_getres clock_gettime clock_nanosleep epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd "
+    "eventfd2 getrandom gettimeofday nanosleep pipe pipe2 poll ppoll pselect6 select time timer_create timer_delete "
+    "timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime "
+    # sockets (which families: below) and System V and POSIX IPC of the namespace's own
+    "accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg sendmmsg sendmsg sendto "
+    "setsockopt shutdown mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd semctl "
+    "semget semop semtimedop shmat shmctl shmdt shmget".split()
+)
+"""Allowed with any arguments."""
+
+DENIED = frozenset(
+    [
+        "acct",
+        "add_key",
+        "bpf",
+        "chroot",
+        "clock_adjtime",
+        "clock_settime",
+        "adjtimex",
+        "delete_module",
+        "fanotify_init",
+        "fanotify_mark",
+        "finit_module",
+        "fsconfig",
+        "fsmount",
+        "fsopen",
+        "fspick",
+        "init_module",
+        "io_uring_enter",
+        "io_uring_register",
+        "io_uring_setup",
+        "ioperm",
+        "iopl",
+        "ioprio_set",
+        "kcmp",
+        "kexec_file_load",
+        "kexec_load",
+        "keyctl",
+        "lookup_dcookie",
+        "mbind",
+        "migrate_pages",
+        "modify_ldt",
+        "mount",
+        "mount_setattr",
+        "move_mount",
+        "move_pages",
+        "name_to_handle_at",
+        "nfsservctl",
+        "open_by_handle_at",
+        "open_tree",
+        "perf_event_open",
+        "pidfd_getfd",
+        "pivot_root",
+        "process_madvise",
+        "process_mrelease",
+        "process_vm_readv",
+        "process_vm_writev",
+        "ptrace",
+        "quotactl",
+        "quotactl_fd",
+        "reboot",
+        "request_key",
+        "set_mempolicy",
+        "set_mempolicy_home_node",
+        "setdomainname",
+        "sethostname",
+        "setns",
+        "settimeofday",
+        "swapoff",
+        "swapon",
+        "syslog",
+        "sysfs",
+        "umount2",
+        "unshare",
+        "uselib",
+        "userfaultfd",
+        "ustat",
+        "vhangup",
+        "vmsplice",
+    ]
+)
+"""Answer EPERM. Everything that is on neither list answers ENOSYS; so does ``clone3``, whose flags no filter can see."""
+
+FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
+"""Socket families that may be made: the internet ones reach the boundary's own loopback only."""
+
+NAMESPACE_FLAGS = 0x7E020000
+"""CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET (``linux/sched.h``)."""
+
+TIOCSTI = 0x5412
+"""Push a byte into a terminal's input (``asm-generic/ioctls.h``)."""
+TIOCLINUX = 0x541C
+"""Paste into a virtual console."""
+
+_O_CREAT = os.O_CREAT
+_O_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
+_SETID = (stat.S_ISUID, stat.S_ISGID)
+_MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2}
+"""Call to the argument that holds the mode."""
+_OPENS = {"open": 1, "openat": 2}
+"""Call to the argument that holds the flags; the mode is the next. ``openat2`` hides both and answers ENOSYS."""
+_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+
+_memory: dict[str, Programs] = {}
+
+
+def programs(cache: Path | None = None) -> Programs:
+    """The programs for this machine: from memory, else from ``cache`` (a folder of the node's own), else compiled.
+
+    Raises:
+        IsolationError: libseccomp is missing, or does not know this architecture.
+    """
+    machine = platform.machine()
+    if machine in _memory:
+        return _memory[machine]
+    path = None if cache is None else cache / f"seccomp-{machine}-{_key()}.bpf"
+    found = None if path is None else _read(path)
+    if found is None:
+        found = compile_for(machine)
+        if path is not None:
+            _write(path, found)
+    _memory[machine] = found
+    return found
+
+
+def compile_for(machine: str) -> Programs:
+    """Compile the programs for an architecture, named as ``uname -m`` does.
+
+    Raises:
+        IsolationError: libseccomp is missing, or does not know this architecture.
+    """
+    if machine not in ARCHITECTURES:
+        raise IsolationError(
+            f"no system call filter is made for {machine}; Holdfast runs on {' and '.join(ARCHITECTURES)}"
+        )
+    try:
+        import pyseccomp as lib
+    except (ImportError, RuntimeError, OSError) as error:
+        raise IsolationError(f"libseccomp cannot be loaded ({error}); install it: apt install libseccomp2") from None
+    return _Allowing(lib, machine).bytes(), _Denying(lib, machine).bytes()
+
+
+class _Rules:
+    """One program under construction."""
+
+    def __init__(self, lib: Any, machine: str, default: Any) -> None:
+        self.lib = lib
+        self.arch = getattr(lib.Arch, ARCHITECTURES[machine])
+        self.rules = lib.SyscallFilter(default)
+        if lib.system_arch() != self.arch:
+            self.rules.add_arch(self.arch)
+            self.rules.remove_arch(lib.system_arch())
+        self.rules.set_attr(lib.Attr.ACT_BADARCH, lib.KILL_PROCESS)
+
+    def add(self, action: Any, name: str, *args: Any) -> None:
+        # A name that this architecture or this libseccomp does not have stays on the default.
+        if self.lib.resolve_syscall(self.arch, name) >= 0:
+            self.rules.add_rule_exactly(action, name, *args)
+
+    def masked(self, argument: int, mask: int, value: int) -> Any:
+        return self.lib.Arg(argument, self.lib.MASKED_EQ, mask, value)
+
+    def equal(self, argument: int, value: int) -> Any:
+        return self.lib.Arg(argument, self.lib.EQ, value)
+
+    def bytes(self) -> bytes:
+        with tempfile.TemporaryFile() as file:
+            self.rules.export_bpf(file)
+            file.seek(0)
+            return file.read()
+
+
+class _Allowing(_Rules):
+    """What is not named answers ENOSYS."""
+
+    def __init__(self, lib: Any, machine: str) -> None:
+        super().__init__(lib, machine, lib.ERRNO(errno.ENOSYS))
+        allow = lib.ALLOW
+        for name in sorted(ALLOWED | DENIED | set(_MODES) | set(_OPENS) | {"ioctl", "clone"}):
+            self.add(allow, name)
+        for family in FAMILIES:
+            self.add(allow, "socket", self.equal(0, family))
+        self.add(allow, "socketpair", self.equal(0, socket.AF_UNIX))
+        for value in _PERSONALITIES:
+            self.add(allow, "personality", self.equal(0, value))
+
+
+class _Denying(_Rules):
+    """What is named answers EPERM. The kernel lets the stricter of both programs win.
+
+    Two programs, because libseccomp drops conditional rules beside an unconditional one for the same call.
+    """
+
+    def __init__(self, lib: Any, machine: str) -> None:
+        super().__init__(lib, machine, lib.ALLOW)
+        deny = lib.ERRNO(errno.EPERM)
+        for name in sorted(DENIED):
+            self.add(deny, name)
+        for bit in _bits(NAMESPACE_FLAGS):
+            self.add(deny, "clone", self.masked(0, bit, bit))
+        for request in (TIOCSTI, TIOCLINUX):
+            # The kernel takes 32 bits of the request: comparing all 64 would be evaded by setting a high one.
+            self.add(deny, "ioctl", self.masked(1, 0xFFFFFFFF, request))
+        for name, mode in _MODES.items():
+            for bit in _SETID:
+                self.add(deny, name, self.masked(mode, bit, bit))
+        for name, flags in _OPENS.items():
+            for bit in _SETID:
+                for creates in (_O_CREAT, _O_TMPFILE):
+                    self.add(deny, name, self.masked(flags, creates, creates), self.masked(flags + 1, bit, bit))
+
+
+def _bits(mask: int) -> list[int]:
+    return [1 << at for at in range(64) if mask >> at & 1]
+
+
+def _key() -> str:
+    """Digest of this module's text and libseccomp's version: what the bytes depend on besides the architecture."""
+    text = Path(__file__).read_bytes()
+    return hashlib.sha256(text + b"\0" + _library_version().encode()).hexdigest()[:16]
+
+
+def _library_version() -> str:
+    class Version(ctypes.Structure):
+        _fields_ = [("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint)]
+
+    try:
+        function = ctypes.CDLL("libseccomp.so.2").seccomp_version
+    except (OSError, AttributeError):
+        return "unknown"
+    function.restype = ctypes.POINTER(Version)
+    version = function().contents
+    return f"{version.major}.{version.minor}.{version.micro}"
+
+
+def _read(path: Path) -> Programs | None:
+    """Cached programs; None when there are none that are whole. Length of the first, both, SHA-256 over all of it."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    body, digest = data[:-32], data[-32:]
+    if len(body) < 4 or hashlib.sha256(body).digest() != digest:
+        return None
+    cut = 4 + int.from_bytes(body[:4], "big")
+    return body[4:cut], body[cut:]
+
+
+def _write(path: Path, found: Programs) -> None:
+    body = len(found[0]).to_bytes(4, "big") + b"".join(found)
+    # A cache that cannot be written costs time, not safety.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(body + hashlib.sha256(body).digest())
+        partial.replace(path)

@@ -1,0 +1,97 @@
+"""A uid of its own for each boundary, from a range that all nodes of a host share.
+
+A uid is leased by an exclusive ``flock`` on a file named after it in one folder of the host, so two homes, nodes or tenants
+never hold the same one. The file is not empty while the lease lasts: whoever finds a free lock on a file that is not empty
+knows that its holder died, and takes the uid only when no process runs under it any more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+from pathlib import Path
+
+from holdfast.errors import IsolationError
+from holdfast.sandbox import procs
+
+DEFAULT_RANGE = (200_000, 265_535)
+"""First and last uid, inclusive: above what distributions give to people and below the usual subuid ranges' end."""
+HOST = Path("/run/holdfast")
+"""Folder of the host (not of a home) that root's nodes share; empty after a reboot, as leases should be."""
+
+
+class Lease:
+    """A leased uid. :meth:`release` gives it back; so does the end of this process."""
+
+    def __init__(self, uid: int, fd: int, path: Path) -> None:
+        self.uid = uid
+        self._fd = fd
+        self._path = path
+
+    def release(self) -> None:
+        """Give the uid back. Only to be called when no process runs under it. Idempotent."""
+        if self._fd >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def lease(bounds: tuple[int, int] = DEFAULT_RANGE, folder: Path = HOST / "uids") -> Lease:
+    """Lease a uid that nothing on this host holds.
+
+    Raises:
+        IsolationError: the range is not mapped here, or every uid of it is taken.
+    """
+    first, last = usable(bounds)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    size = last - first + 1
+    offset = random.randrange(size)  # noqa: S311 - spreads the leases of several nodes; the lock decides
+    for step in range(size):
+        uid = first + (offset + step) % size
+        taken = _take(uid, folder / str(uid))
+        if taken is not None:
+            return taken
+    raise IsolationError(
+        f"every uid of {first}-{last} is taken by a boundary on this host; widen [sandbox] uid_range in holdfast.toml"
+    )
+
+
+def usable(bounds: tuple[int, int]) -> tuple[int, int]:
+    """The range itself, after checking that this user namespace maps all of it.
+
+    Raises:
+        IsolationError: it does not, or the range is not one.
+    """
+    first, last = bounds
+    if not 0 < first <= last < (1 << 32) - 2:
+        raise IsolationError(f"[sandbox] uid_range {first}-{last} is not a range of uids above 0")
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        inside, _, count = map(int, line.split())
+        if inside <= first and last < inside + count:
+            return bounds
+    raise IsolationError(
+        f"uids {first}-{last} do not exist in this container's user namespace; set [sandbox] uid_range in holdfast.toml "
+        "to a range that /proc/self/uid_map holds"
+    )
+
+
+def _take(uid: int, path: Path) -> Lease | None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise IsolationError(f"the uid leases in {path.parent} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A holder unlinks its file when it releases: a lock on a file without a name excludes nobody.
+        current = os.stat(path)
+        here = os.fstat(fd)
+        if (current.st_ino, current.st_dev) == (here.st_ino, here.st_dev) and not (
+            here.st_size and procs.uses_uid(uid)
+        ):
+            os.pwrite(fd, b"held\n", 0)
+            return Lease(uid, fd, path)
+    except OSError:
+        pass
+    os.close(fd)
+    return None
