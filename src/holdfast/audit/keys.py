@@ -106,7 +106,8 @@ def ensure(home: Path) -> PrivateKey:
             _create(home / PUB_FILE, key.public.line().encode(), 0o644)
     except OSError as error:
         raise StoreError(
-            f"the audit key {path} cannot be made: {error.strerror}. Make the home writable, or point HOLDFAST_HOME elsewhere."
+            f"the audit key {path} cannot be made: {error.strerror}. Make the home writable, or point HOLDFAST_HOME "
+            "elsewhere."
         ) from None
     return key
 

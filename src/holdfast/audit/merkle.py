@@ -2,7 +2,7 @@
 
 Pure: bytes in, bytes out. A leaf is the hash of an event's bytes as :func:`holdfast.journal.event.leaf` gives it; sizes
 and places count from zero as in the RFC. What only needs the root of a growing log uses
-:class:`holdfast.journal.frontier.Frontier`, which keeps O(log n) hashes instead of all of them.
+:mod:`holdfast.journal.frontier`, which keeps O(log n) hashes instead of all of them.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ PUBLISHED = [
     (
         "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
         "This is an example message.\n\n"
-        "— example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1ERYNZXsYjOBH3mFXmRKuwHjG1Yu72IneyaQM=\n",
+        "— example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1ERYNZXsYj"
+        "OBH3mFXmRKuwHjG1Yu72IneyaQM=\n",
     ),
 ]
 KEY = PrivateKey(bytes(range(32)))
@@ -53,7 +54,9 @@ def test_published_notes_verify(line: str, data: str) -> None:
     public = PublicKey(base64.b64decode(blob)[1:])
     assert key_id(name, public.raw).hex() == identity
     assert verified(parse(data.encode()), name, public.raw, public.check)
-    assert not verified(parse(data.replace("you", "thou").replace("This", "That").encode()), name, public.raw, public.check)
+    assert not verified(
+        parse(data.replace("you", "thou").replace("This", "That").encode()), name, public.raw, public.check
+    )
 
 
 def test_a_checkpoint_reads_back_as_it_was_signed() -> None:
@@ -64,7 +67,10 @@ def test_a_checkpoint_reads_back_as_it_was_signed() -> None:
 
 
 @given(
-    st.text(min_size=1, max_size=20), st.integers(0, 10**18), st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32)
+    st.text(min_size=1, max_size=20),
+    st.integers(0, 10**18),
+    st.binary(min_size=32, max_size=32),
+    st.binary(min_size=32, max_size=32),
 )
 def test_any_tenant_and_head_round_trip(tenant: str, size: int, root: bytes, seed: bytes) -> None:
     if not tenant.isprintable():
