@@ -1,8 +1,8 @@
 """The policies in force: compiled, indexed, unchangeable, and named by the digest of what they mean.
 
-The digest is SHA-256 over canonical JSON of the normalised policies, sorted by id: the order of files and keys, comments
-and spelling (``24h`` or ``1d``) do not change it. The same bytes are pinned in the store, so that a verdict can be decided
-again years later.
+The digest is SHA-256 over canonical JSON of the normalised policies, sorted by id: the order of files and keys,
+comments and spelling (``24h`` or ``1d``) do not change it. The same bytes are pinned in the store, so that a verdict
+can be decided again years later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import msgspec
 
 from holdfast.action import GATES, Facts
 from holdfast.errors import PolicyFileError
-from holdfast.policy.categories import CATEGORIES
 from holdfast.policy.categories.base import Rule, fits
 from holdfast.policy.conditions import Condition, ConditionError, Conditions, Scene
 from holdfast.policy.model import Checked, clashes, one
@@ -32,7 +31,7 @@ BUILTIN: tuple[Mapping[str, Any], ...] = (
     {
         "id": "builtin.step-limit",
         "category": "step_limit",
-        "description": "A loop that never ends is cut; more steps than this belong into a child run or continue_as_new.",
+        "description": "A loop that never ends is cut; more steps than this belong in child runs or continue_as_new.",
         "with": {"limit": 10_000},
     },
     {
@@ -42,8 +41,9 @@ BUILTIN: tuple[Mapping[str, Any], ...] = (
         "with": {"limit": "90d"},
     },
 )
-"""What applies when no policy file is named: only bounds against what never ends. No budget, approval or list is in force,
-and nothing is reachable over the network without an egress_allowlist. Standing kills are decided on in any bundle."""
+"""What applies when no policy file is named: only bounds against what never ends. No budget, approval or list is in
+force, and nothing is reachable over the network without an egress_allowlist. Standing kills are decided on in any
+bundle."""
 
 
 class Bundle:
@@ -129,7 +129,7 @@ def load(paths: Iterable[Path | str]) -> Bundle:
 @functools.cache
 def builtin() -> Bundle:
     """The bundle that applies when no file is named."""
-    return Bundle([one(policy, "built-in") for policy in BUILTIN if policy["category"] in CATEGORIES])
+    return Bundle([one(policy, "built-in") for policy in BUILTIN])
 
 
 def misfit(rule: Rule, facts: Facts) -> str:

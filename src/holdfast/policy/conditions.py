@@ -1,10 +1,11 @@
 """``when``: CEL over ``action`` and ``facts``, compiled once and evaluated in a few microseconds.
 
 The engine converts each Python value that it is given at 1 to 6 µs apiece, which is more than evaluating costs. So an
-expression is given only what it names: each plain path, such as ``facts.counters.steps``, is turned into a variable of its
-own when it is compiled; text that hardly varies (who and what kind) stays converted in a context that is used again; the
-rest is handed over when asked for. Where a path leads nowhere, is null, or the expression uses ``has()``, whole views are
-built instead, so that the language's own rules about missing fields hold. Both ways give the same answer.
+expression is given only what it names: each plain path, such as ``facts.counters.steps``, is turned into a variable
+of its own when it is compiled; text that hardly varies (who and what kind) stays converted in a context that is used
+again; the rest is handed over when asked for. Where a path leads nowhere, is null, or the expression uses ``has()``,
+whole views are built instead, so that the language's own rules about missing fields hold. Both ways give the same
+answer.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ MAX_LENGTH = 4096
 """Characters of one expression, at most."""
 
 ACTION_FIELDS = (
-    "kind", "gate", "name", "id", "args", "digest", "effect", "attempt", "model", "provider", "max_tokens", "input_tokens",
-    "witness",
+    "kind", "gate", "name", "id", "args", "digest", "effect", "attempt", "model", "provider", "max_tokens",
+    "input_tokens", "witness",
 )  # fmt: skip
 FACTS_FIELDS = (
     "now", "tenant", "region", "agent", "workflow", "run", "session", "root", "depth", "principal", "auth", "roles",
-    "isolation", "deployment", "started_at", "active_at", "counters", "price", "kill_generation", "approval_state", "recent",
-    "labels",
+    "isolation", "deployment", "started_at", "active_at", "counters", "price", "kill_generation", "approval_state",
+    "recent", "labels",
 )  # fmt: skip
 COUNTERS = ("steps", "llm_calls", "tool_calls", "tokens", "cost")
 """Counters that are 0 until they count: a condition may name them from the first step on."""
@@ -45,15 +46,17 @@ _KEPT = {
 _MAX_CONTEXTS = 256
 _MACROS = ("all", "exists", "exists_one", "map", "filter")
 FUNCTIONS = (
-    "has", "size", *_MACROS, "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes",
-    "dyn", "type", "duration", "timestamp",
+    "has", "size", *_MACROS, "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string",
+    "bytes", "dyn", "type", "duration", "timestamp",
 )  # fmt: skip
 """Functions and macros that a condition may use."""
 
 _TOKEN = re.compile(
     r"""
     (?P<skip>\s+|//[^\n]*)
-  | (?P<text>[rRbB]{0,2}(?:'{3}.*?'{3}|"{3}.*?"{3})|[rR][bB]?(?:'[^'\n]*'|"[^"\n]*")|[bB]?(?:'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))
+  | (?P<text>[rRbB]{0,2}(?:'{3}.*?'{3}|"{3}.*?"{3})
+      | [rR][bB]?(?:'[^'\n]*'|"[^"\n]*")
+      | [bB]?(?:'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"))
   | (?P<number>(?:0x[0-9a-fA-F]+|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)[uU]?)
   | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
   | (?P<mark>.)
@@ -187,7 +190,9 @@ class Condition:
             result = self._answer(scene)
         except KeyError:
             raise Unanswered("a field that it names is missing; guard it with has()") from None
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the engine's panics are no Exception, and must deny as errors do
             raise Unanswered(f"it cannot be evaluated here ({type(error).__name__})") from None
         if result is True or result is False:
             return bool(result)
@@ -285,9 +290,11 @@ def check(source: str) -> None:
     """
     condition = Condition(source)
     chains, _ = paths(source)
-    # What arguments hold is not known here, so each kind of value is tried; only an answer of the wrong type is an error.
+    # What arguments hold is not known here, so each kind of value is tried; only an answer of the wrong type is
+    # an error.
     others: set[str] = set()
-    for sample in (0, "", True, 1.5, [], {}):
+    samples: tuple[Any, ...] = (0, "", True, 1.5, [], {})
+    for sample in samples:
         args: dict[str, Any] = {}
         for chain in chains:
             if chain.names[:2] == ("action", "args") and len(chain.names) > 2:
@@ -355,7 +362,7 @@ def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
 def _compiled(engine: Any, source: str) -> Any:
     try:
         return engine.compile(source)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - any refusal by the engine is the expression's fault
         lines = [line.strip() for line in str(error).splitlines()]
         detail = next((line for line in lines if line.startswith("ERROR")), lines[0] if lines else "")
         raise ConditionError(f"the condition is not CEL: {detail.removeprefix('ERROR: <input>:')[:120]}") from None

@@ -1,12 +1,14 @@
 """``decide``: an action, facts and a bundle become a verdict. Pure: no I/O, no clock, no globals.
 
-Live gating, shadow mode, ``policy explain`` and offline verification all call it. The strongest outcome wins; every rule
-that had something to say is recorded; whatever cannot be decided denies.
+Live gating, shadow mode, ``policy explain`` and offline verification all call it. The strongest outcome wins; every
+rule that had something to say is recorded; whatever cannot be decided denies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+import msgspec
 
 from holdfast.action import (
     GATES,
@@ -24,7 +26,8 @@ from holdfast.action import (
     Settlement,
     Verdict,
 )
-from holdfast.policy.bundle import Bundle
+from holdfast.policy.bundle import Bundle, misfit
+from holdfast.policy.categories import cost
 from holdfast.policy.categories.approvals import asked
 from holdfast.policy.categories.base import Breach, Finding, Granted, Rule, Spend
 from holdfast.policy.conditions import Scene, Unanswered
@@ -248,6 +251,58 @@ def _exceeded(spend: Spend, used: int, worst: int) -> Breach:
     cost = f"at least {show(least)}" if spend.per_token else show(worst)
     reason = f"{show(used)} of {show(spend.limit)} is used or reserved and this takes {cost}"
     return Breach(reason=reason, facts={"limit": spend.limit, "used": used, "amount": worst})
+
+
+class Deadline(msgspec.Struct, frozen=True, kw_only=True):
+    """When a rule will object although the run does nothing: what a node sets a timer for."""
+
+    at: int
+    """Microseconds since the Unix epoch."""
+    rule: str
+    category: str
+    outcome: Outcome
+    reason: str
+
+
+def deadlines(facts: Facts, bundle: Bundle) -> tuple[Deadline, ...]:
+    """The times at which enforced rules without a condition end or refuse a run that does nothing, earliest first."""
+    found = []
+    for rule in bundle.rules:
+        if not rule.enforced or rule.when is not None or misfit(rule, facts):
+            continue
+        at = rule.category.deadline(facts, rule)
+        if at is not None:
+            reason = f"{rule.category.name} {rule.id} allows no more time"
+            found.append(
+                Deadline(at=at, rule=rule.id, category=rule.category.name, outcome=rule.on_breach, reason=reason)
+            )
+    return tuple(sorted(found, key=lambda deadline: (deadline.at, deadline.rule)))
+
+
+class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget that applies to a run: where its count stands in the ledger, and its limit."""
+
+    policy: str
+    unit: str
+    """usd (nano-dollars) or tokens."""
+    window: str
+    key: str
+    limit: int
+
+
+def ceilings(facts: Facts, bundle: Bundle) -> tuple[Ceiling, ...]:
+    """The enforced budgets that a run's LLM calls are counted against now, for showing what is left."""
+    return tuple(
+        Ceiling(
+            policy=rule.id,
+            unit=rule.category.name.removeprefix("budget_"),
+            window=rule.params.window,
+            key=cost.key(rule.category.name, rule, facts),
+            limit=rule.params.limit,
+        )
+        for rule in bundle.plan("llm", facts)
+        if rule.enforced and rule.category.name in ("budget_usd", "budget_tokens") and rule.params.window != "call"
+    )
 
 
 def settlements(

@@ -22,7 +22,7 @@ def matches(kill: Kill, facts: Facts) -> bool:
         return facts.tenant == kill.name
     if scope not in SCOPES:
         return True
-    if kill.tenant and kill.tenant != facts.tenant:
+    if kill.tenant not in ("", "*", facts.tenant):
         return False
     if scope == "agent":
         return facts.agent == kill.name

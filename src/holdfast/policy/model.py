@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from holdfast.action import GATES, Outcome
-from holdfast.errors import PolicyFileError
 from holdfast.policy.categories import CATEGORIES
 from holdfast.policy.categories.approvals import check_people
 from holdfast.policy.categories.base import ApprovalParams, Category, Params
@@ -97,7 +96,7 @@ class Checked(BaseModel):
         return CATEGORIES[self.policy.category]
 
     def normal(self) -> dict[str, Any]:
-        """What it means, spelt one way, whatever the file left out or wrote differently: what a bundle's digest is over."""
+        """What it means, spelt one way whatever the file left out: what a bundle's digest is over."""
         policy = self.policy
         result: dict[str, Any] = {
             "id": policy.id,
@@ -347,9 +346,3 @@ def _closest(item: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-__all__ = [
-    "PROFILES", "SCOPE_KEYS", "VERSION", "Checked", "Policy", "PolicyFile", "PolicyFileError", "Scope", "clashes", "examine",
-    "load", "one", "profile_names",
-]  # fmt: skip

@@ -1,7 +1,7 @@
 """YAML with positions: every value knows the line that it came from, so that an error can name it.
 
-Scalars follow YAML 1.2's core schema: ``off``, ``on``, ``yes`` and ``no`` are text (``mode: off`` is a mode, not false), and
-a fraction stays the decimal number that was written.
+Scalars follow YAML 1.2's core schema: ``off``, ``on``, ``yes`` and ``no`` are text (``mode: off`` is a mode, not
+false), and a fraction stays the decimal number that was written.
 """
 
 from __future__ import annotations

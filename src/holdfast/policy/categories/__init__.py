@@ -7,7 +7,16 @@ from types import MappingProxyType
 from holdfast.policy.categories.approvals import FourEyes, RequireApproval
 from holdfast.policy.categories.base import Category
 from holdfast.policy.categories.cost import BudgetTokens, BudgetUsd, ModelPriceCeiling
-from holdfast.policy.categories.limits import KillSwitch, StepLimit
+from holdfast.policy.categories.limits import (
+    IdleLimit,
+    KillSwitch,
+    LoopDetection,
+    StepLimit,
+    ToolCallLimit,
+    WallClockLimit,
+)
+from holdfast.policy.categories.models import ModelAllowlist
+from holdfast.policy.categories.rates import ConcurrencyLimit, RateLimit
 from holdfast.policy.categories.tools import ToolAllowlist
 
 CATEGORIES: MappingProxyType[str, Category] = MappingProxyType(
@@ -17,11 +26,18 @@ CATEGORIES: MappingProxyType[str, Category] = MappingProxyType(
             BudgetUsd(),
             BudgetTokens(),
             ModelPriceCeiling(),
+            RateLimit(),
+            ConcurrencyLimit(),
             StepLimit(),
+            ToolCallLimit(),
+            WallClockLimit(),
+            IdleLimit(),
+            LoopDetection(),
+            KillSwitch(),
             RequireApproval(),
             FourEyes(),
             ToolAllowlist(),
-            KillSwitch(),
+            ModelAllowlist(),
         )
     }
 )

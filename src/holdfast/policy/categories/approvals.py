@@ -18,7 +18,8 @@ class RequireApproval(Category):
     name = "require_approval"
     family = "approval"
     summary = (
-        "Lets an action go ahead only after enough distinct authenticated people approved this very action (by its digest). "
+        "Lets an action go ahead only after enough distinct authenticated people approved this very action, "
+        "by its digest. "
         "`on_breach` is what a refusal, or the end of the time allowed, leads to."
     )
     params = ApprovalParams
@@ -91,7 +92,7 @@ def check_people(params: ApprovalParams) -> None:
         raise ValueError("on_expiry: escalate needs escalate_to")
     if params.escalate_to and params.on_expiry != "escalate":
         raise ValueError("escalate_to is used only with on_expiry: escalate")
-    named = {who for who in (*params.approvers, *params.escalate_to)}
+    named = {*params.approvers, *params.escalate_to}
     if named and all(who.startswith("user:") for who in named) and len(named) < params.quorum:
         raise ValueError(
             f"{len(named)} named approver(s) can never make a quorum of {params.quorum}; name more, or a role"

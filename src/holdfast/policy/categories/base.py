@@ -159,7 +159,7 @@ class Category(ABC):
         """When (microseconds) the rule will object although no action is taken; None: never."""
         return None
 
-    def check(self, params: Any) -> None:
+    def check(self, params: Any) -> None:  # noqa: B027 - most categories have nothing to add
         """Refuse parameters that only together make no sense.
 
         Raises:
@@ -168,7 +168,7 @@ class Category(ABC):
 
 
 def subject(facts: Facts, per: str) -> str:
-    """The part of a ledger key that says whose count it is: within its tenant, for a run, agent, tenant or principal."""
+    """The part of a ledger key that says whose count it is, within its tenant: a run, agent, tenant or principal."""
     tenant = safe(facts.tenant)
     if per == "tenant":
         return tenant

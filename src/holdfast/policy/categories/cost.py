@@ -16,7 +16,10 @@ Per = Literal["tenant", "agent", "principal"]
 LIMITS = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
 PER_MILLION = 1_000_000
 
-_WINDOW = "what is counted together: one call, a run, a run with all its descendants, a calendar hour, day or month (UTC), all"
+_WINDOW = (
+    "what is counted together: one call, a run, a run with all its descendants (tree), "
+    "a calendar hour, day or month (UTC), or everything (total)"
+)
 _PER = "whose spending a calendar window or `total` counts; always within one tenant"
 _FLOOR = "the least output limit (tokens) that a call may be lowered to; below it the rule breaches"
 
@@ -48,9 +51,9 @@ class BudgetUsd(Category):
     name = "budget_usd"
     family = "cost"
     summary = (
-        "Limits what is spent. The worst case of a call (input tokens and the whole output limit at the model's price) is "
-        "reserved before it is made; where it does not fit, the output limit is lowered to what fits. Denies a model whose "
-        "price is not known."
+        "Limits what is spent. The worst case of a call (its input and its whole output limit at the model's price) "
+        "is reserved before it is made; where it does not fit, the output limit is lowered to what fits. Denies a "
+        "model whose price is not known."
     )
     params = BudgetUsdParams
     gates = ("llm", "tool", "step", "http", "spawn")
