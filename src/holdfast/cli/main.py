@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast import config
-from holdfast.cli import approvals, doctor, exits, kill, output, run, runs, serve, tenant
+from holdfast.cli import approvals, doctor, exits, kill, output, policy, run, runs, serve, tenant
 from holdfast.errors import HoldfastError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for _name, _noun in (
     ("approvals", approvals),
     ("kill", kill),
     ("tenant", tenant),
+    ("policy", policy),
 ):
     app.add_typer(_noun.app, name=_name, rich_help_panel=None)
 app.command("doctor")(doctor.doctor)
