@@ -69,6 +69,9 @@ class Patch(msgspec.Struct, frozen=True, kw_only=True):
     """Whether ``ready_at`` is to be written (None is a value)."""
     release: bool = False
     """Give the stream up: owner becomes empty."""
+    seen: int = 0
+    """Highest inbox id that the owner has looked at: when ``ready_at`` is written or the stream released while a later
+    item waits, the stream is ready at once. (0: every item that is still there counts as unseen.)"""
     replay_from_here: bool = False
     """The first event of this append becomes the start of the fold."""
 
@@ -145,7 +148,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing of it was written."""
 
     reason: str
-    """epoch, kill, reservation, consumed, exists, missing, tenant."""
+    """epoch, kill, reservation, consumed, exists, missing, tenant; size (an event, payload or item is too large) or
+    invalid (it cannot be written as JSON, or does not belong into this stream)."""
     message: str
     kill_generation: int = 0
     refusals: tuple[Refusal, ...] = ()

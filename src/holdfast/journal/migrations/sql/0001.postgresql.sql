@@ -1,0 +1,149 @@
+CREATE TABLE blobs (
+  digest TEXT COLLATE "C" NOT NULL,
+  data BYTEA NOT NULL,
+  PRIMARY KEY (digest)
+);
+
+CREATE TABLE events (
+  tenant TEXT COLLATE "C" NOT NULL,
+  idx BIGINT NOT NULL,
+  stream TEXT COLLATE "C" NOT NULL,
+  seq BIGINT NOT NULL,
+  kind TEXT NOT NULL,
+  at BIGINT NOT NULL,
+  clock_error BIGINT NOT NULL,
+  node TEXT NOT NULL,
+  epoch BIGINT NOT NULL,
+  witness TEXT NOT NULL,
+  principal TEXT NOT NULL,
+  auth TEXT NOT NULL,
+  prev TEXT NOT NULL,
+  leaf TEXT NOT NULL,
+  body BYTEA NOT NULL,
+  CONSTRAINT uq_events_stream UNIQUE (stream, seq),
+  CONSTRAINT uq_events_log UNIQUE (tenant, idx)
+);
+
+CREATE TABLE inbox (
+  id BIGINT GENERATED ALWAYS AS IDENTITY,
+  tenant TEXT COLLATE "C" NOT NULL,
+  stream TEXT COLLATE "C" NOT NULL,
+  kind TEXT NOT NULL,
+  data TEXT NOT NULL,
+  key_id TEXT NOT NULL,
+  ciphertext BYTEA NOT NULL,
+  principal TEXT NOT NULL,
+  auth TEXT NOT NULL,
+  at BIGINT NOT NULL,
+  PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_inbox_stream ON inbox (stream, id);
+
+CREATE TABLE kills (
+  id TEXT COLLATE "C" NOT NULL,
+  scope TEXT NOT NULL,
+  name TEXT NOT NULL,
+  tenant TEXT COLLATE "C" NOT NULL,
+  reason TEXT NOT NULL,
+  issued_by TEXT NOT NULL,
+  at BIGINT NOT NULL,
+  compensate BOOLEAN NOT NULL,
+  PRIMARY KEY (id)
+);
+
+CREATE TABLE ledger (
+  key TEXT COLLATE "C" NOT NULL,
+  kind TEXT NOT NULL,
+  reserved BIGINT NOT NULL,
+  settled BIGINT NOT NULL,
+  ceiling BIGINT NOT NULL,
+  tat BIGINT NOT NULL,
+  holders TEXT NOT NULL,
+  PRIMARY KEY (key)
+);
+
+CREATE TABLE memory (
+  tenant TEXT COLLATE "C" NOT NULL,
+  agent TEXT COLLATE "C" NOT NULL,
+  key TEXT COLLATE "C" NOT NULL,
+  key_id TEXT NOT NULL,
+  ciphertext BYTEA NOT NULL,
+  PRIMARY KEY (tenant, agent, key)
+);
+
+CREATE TABLE meta (
+  key TEXT COLLATE "C" NOT NULL,
+  value BIGINT NOT NULL,
+  PRIMARY KEY (key)
+);
+
+CREATE TABLE nodes (
+  node TEXT COLLATE "C" NOT NULL,
+  host TEXT NOT NULL,
+  boot TEXT NOT NULL,
+  pid BIGINT NOT NULL,
+  pid_start BIGINT NOT NULL,
+  lease_until BIGINT NOT NULL,
+  PRIMARY KEY (node)
+);
+
+CREATE TABLE payloads (
+  tenant TEXT COLLATE "C" NOT NULL,
+  commitment TEXT COLLATE "C" NOT NULL,
+  key_id TEXT NOT NULL,
+  ciphertext BYTEA NOT NULL,
+  CONSTRAINT uq_payloads UNIQUE (tenant, commitment)
+);
+
+CREATE TABLE streams (
+  stream TEXT COLLATE "C" NOT NULL,
+  tenant TEXT COLLATE "C" NOT NULL,
+  region TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  agent TEXT NOT NULL,
+  workflow TEXT NOT NULL,
+  root TEXT NOT NULL,
+  parent TEXT NOT NULL,
+  depth BIGINT NOT NULL,
+  principal TEXT NOT NULL,
+  auth TEXT NOT NULL,
+  deployment TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  status TEXT NOT NULL,
+  epoch BIGINT NOT NULL,
+  owner TEXT NOT NULL,
+  seq BIGINT NOT NULL,
+  head TEXT NOT NULL,
+  ready_at BIGINT,
+  replay_from BIGINT NOT NULL,
+  PRIMARY KEY (stream)
+);
+
+CREATE INDEX ix_streams_created ON streams (created_at);
+
+CREATE INDEX ix_streams_owner ON streams (owner) WHERE owner <> '';
+
+CREATE INDEX ix_streams_ready ON streams (ready_at) WHERE owner = '' AND ready_at IS NOT NULL;
+
+CREATE INDEX ix_streams_status ON streams (status, created_at);
+
+CREATE TABLE tenant_keys (
+  tenant TEXT COLLATE "C" NOT NULL,
+  id TEXT COLLATE "C" NOT NULL,
+  created_at BIGINT NOT NULL,
+  wrapped BYTEA,
+  erased_at BIGINT,
+  PRIMARY KEY (tenant, id)
+);
+
+CREATE TABLE tenants (
+  name TEXT COLLATE "C" NOT NULL,
+  region TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  log_size BIGINT NOT NULL,
+  frontier BYTEA NOT NULL,
+  PRIMARY KEY (name)
+);
+
+INSERT INTO meta (key, value) VALUES ('kill_generation', 0);

@@ -1,0 +1,213 @@
+"""Payloads at rest: sealed under a tenant's key, committed to with a salt, erased by destroying the key.
+
+The home's master key wraps each tenant's data key; the wrapped keys stand in the table ``tenant_keys``. A sealed
+payload is ``iv ‖ AES-256-GCM(nonce ‖ payload)`` with the tenant as associated data; its commitment, SHA-256(nonce ‖
+payload), is what the event holds. Without the key neither can be had, so the commitment tells nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from holdfast.errors import StoreError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+MASTER_FILE = "master.key"
+MASTER_VARIABLE = "HOLDFAST_MASTER_KEY"
+KEY_BYTES = 32
+NONCE_BYTES = 16
+IV_BYTES = 12
+
+
+class TenantKey:
+    """A tenant's data key, ready for use."""
+
+    __slots__ = ("_aad", "_decrypt", "_encrypt", "id", "tenant")
+
+    def __init__(self, tenant: str, key_id: str, cipher: AESGCM) -> None:
+        self.tenant = tenant
+        self.id = key_id
+        self._aad = tenant.encode()
+        self._encrypt = cipher.encrypt
+        self._decrypt = cipher.decrypt
+
+    def seal(self, payload: bytes) -> tuple[str, bytes]:
+        """The payload's commitment (hex) and its ciphertext."""
+        noise = os.urandom(NONCE_BYTES + IV_BYTES)
+        salted = noise[:NONCE_BYTES] + payload
+        iv = noise[NONCE_BYTES:]
+        return sha256(salted).hexdigest(), iv + self._encrypt(iv, salted, self._aad)
+
+    def open(self, commitment: str, ciphertext: bytes) -> bytes:
+        """The payload.
+
+        Raises:
+            StoreError: the ciphertext was changed, or is not what the commitment stands for.
+        """
+        salted = self._plain(ciphertext, f"payload {commitment[:16]}… of tenant {self.tenant}")
+        if sha256(salted).hexdigest() != commitment:
+            raise StoreError(
+                f"payload {commitment[:16]}… of tenant {self.tenant} is not what its event commits to: the journal was "
+                "changed. Restore it from a backup; `holdfast audit verify` names what else was changed."
+            )
+        return salted[NONCE_BYTES:]
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Ciphertext of data that no event commits to (an inbox item's payload, memory)."""
+        noise = os.urandom(IV_BYTES)
+        return noise + self._encrypt(noise, data, self._aad)
+
+    def decrypt(self, ciphertext: bytes, what: str) -> bytes:
+        """The data of :meth:`encrypt`.
+
+        Raises:
+            StoreError: the ciphertext was changed; names ``what``.
+        """
+        return self._plain(ciphertext, what)
+
+    def _plain(self, ciphertext: bytes, what: str) -> bytes:
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            return self._decrypt(ciphertext[:IV_BYTES], ciphertext[IV_BYTES:], self._aad)
+        except (InvalidTag, ValueError):
+            raise StoreError(
+                f"{what} cannot be decrypted: its bytes were changed. Restore the journal from a backup; "
+                "`holdfast audit verify` names what else was changed."
+            ) from None
+
+
+class Keyring:
+    """The master key of a home, and the tenants' keys that it unwraps. Read on first use."""
+
+    def __init__(self, master: Callable[[], bytes]) -> None:
+        self._read = master
+        self._master: AESGCM | None = None
+        self._keys: dict[tuple[str, str, bytes], TenantKey] = {}
+
+    @classmethod
+    def of(cls, home: Path) -> Keyring:
+        """The keyring of a home: ``HOLDFAST_MASTER_KEY`` (base64), or the file ``master.key``, made when missing."""
+        return cls(lambda: master_key(home))
+
+    def new(self, tenant: str) -> tuple[str, bytes]:
+        """A fresh data key for a tenant: its id and its wrapped form, for the table ``tenant_keys``."""
+        key_id = secrets.token_hex(8)
+        iv = os.urandom(IV_BYTES)
+        wrapped = iv + self._cipher().encrypt(iv, os.urandom(KEY_BYTES), _wrap_aad(tenant, key_id))
+        return key_id, wrapped
+
+    def key(self, tenant: str, key_id: str, wrapped: bytes) -> TenantKey:
+        """A tenant's data key.
+
+        Raises:
+            StoreError: it was wrapped by another master key, or the row was changed.
+        """
+        found = self._keys.get((tenant, key_id, wrapped))
+        if found is None:
+            from cryptography.exceptions import InvalidTag
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+            try:
+                raw = self._cipher().decrypt(wrapped[:IV_BYTES], wrapped[IV_BYTES:], _wrap_aad(tenant, key_id))
+            except (InvalidTag, ValueError):
+                raise StoreError(
+                    f"the key of tenant {tenant} was not made with this master key. Put the right {MASTER_FILE} into "
+                    f"the home, or set {MASTER_VARIABLE}."
+                ) from None
+            found = TenantKey(tenant, key_id, AESGCM(raw))
+            if len(self._keys) >= 4096:
+                self._keys.clear()
+            self._keys[tenant, key_id, wrapped] = found
+        return found
+
+    def forget(self) -> None:
+        """Drop every unwrapped key from memory."""
+        self._keys.clear()
+
+    def _cipher(self) -> AESGCM:
+        if self._master is None:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+            self._master = AESGCM(self._read())
+        return self._master
+
+
+def master_key(home: Path) -> bytes:
+    """The home's master key (32 bytes), made on first use.
+
+    Raises:
+        StoreError: the variable or the file does not hold 32 bytes, others may read the file, or it cannot be made.
+    """
+    if text := os.environ.get(MASTER_VARIABLE):
+        try:
+            key = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if len(key) != KEY_BYTES:
+            raise StoreError(
+                f"{MASTER_VARIABLE} must be {KEY_BYTES} bytes in base64, as `openssl rand -base64 32` gives."
+            )
+        return key
+    path = home / MASTER_FILE
+    try:
+        return _read_key(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}). Run Holdfast as the user who owns it.") from None
+    try:
+        _create_key(path)
+        return _read_key(path)
+    except OSError as error:
+        raise StoreError(
+            f"the master key cannot be written to {path} ({error.strerror}). Make the folder writable, free some "
+            f"space, or set {MASTER_VARIABLE}."
+        ) from None
+
+
+def _read_key(path: Path) -> bytes:
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        key = file.read(KEY_BYTES + 1)
+    if stat.S_IMODE(mode) & 0o077:
+        raise StoreError(f"{path} can be read by others. Run `chmod 600 {path}`; and ask who may have read it.")
+    if len(key) != KEY_BYTES:
+        raise StoreError(f"{path} does not hold {KEY_BYTES} bytes. Restore it from a backup: payloads need it.")
+    return key
+
+
+def _create_key(path: Path) -> None:
+    """Write the whole key first and then link it, so that nobody ever sees half of it and the first maker wins."""
+    draft = path.with_name(f".{MASTER_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(os.urandom(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+    finally:
+        draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _wrap_aad(tenant: str, key_id: str) -> bytes:
+    return f"{key_id}:{tenant}".encode()

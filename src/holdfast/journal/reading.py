@@ -1,0 +1,271 @@
+"""Reading a journal: what both stores share. SQL is written once, with ``?`` for parameters."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from holdfast.action import Kill
+from holdfast.errors import StoreError
+from holdfast.journal.base import InboxItem, LedgerRow, NodeRow, StreamKind, StreamState, Tenant
+from holdfast.journal.columns import (
+    EVENT,
+    INBOX,
+    LEDGER,
+    STREAM,
+    EventRow,
+    PayloadRow,
+    as_bytes,
+    as_event,
+    ledger_row,
+    stream_row,
+)
+from holdfast.journal.event import Event
+from holdfast.journal.payloads import Keyring
+
+_objects: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
+_CHUNK = 400
+"""Parameters of one IN list, at most."""
+
+
+class Reader(ABC):
+    """Everything that only reads."""
+
+    url: str
+    keyring: Keyring
+
+    @abstractmethod
+    def now(self) -> int:
+        """The database's clock, microseconds."""
+
+    @abstractmethod
+    def _query(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Read, outside any transaction."""
+
+    def tenants(self) -> list[Tenant]:
+        """All tenants, by name."""
+        rows = self._query("SELECT name, region, created_at, log_size FROM tenants ORDER BY name")
+        return [Tenant(name=row[0], region=row[1], created_at=row[2], log_size=row[3]) for row in rows]
+
+    def frontier(self, tenant: str) -> bytes:
+        """Where a tenant's log ends (see :mod:`holdfast.journal.frontier`); empty when there is no such tenant."""
+        rows = self._query("SELECT frontier FROM tenants WHERE name = ?", (tenant,))
+        return bytes(rows[0][0]) if rows else b""
+
+    def stream(self, stream: str) -> StreamState | None:
+        """One stream's row."""
+        rows = self._query(f"SELECT {STREAM} FROM streams WHERE stream = ?", (stream,))  # noqa: S608
+        return stream_row(rows[0]).state() if rows else None
+
+    def streams(
+        self,
+        *,
+        tenant: str | None = None,
+        kind: StreamKind | None = None,
+        status: str | None = None,
+        limit: int | None = None,
+    ) -> list[StreamState]:
+        """Rows, newest first."""
+        wanted = {"tenant": tenant, "kind": kind.value if kind else None, "status": status}
+        named = {column: value for column, value in wanted.items() if value is not None}
+        where = " AND ".join(f"{column} = ?" for column in named)
+        sql = f"SELECT {STREAM} FROM streams {'WHERE ' + where if where else ''} ORDER BY created_at DESC, stream DESC"  # noqa: S608
+        params: list[Any] = list(named.values())
+        if limit is not None:
+            sql += " LIMIT ?"
+            params.append(limit)
+        return [stream_row(row).state() for row in self._query(sql, params)]
+
+    def events(self, stream: str, *, start: int = 1) -> list[Event]:
+        """A stream's events from sequence number ``start`` on."""
+        rows = self._query("SELECT seq, body FROM events WHERE stream = ? AND seq >= ? ORDER BY seq", (stream, start))
+        return [as_event(body, f"event {seq} of {stream}") for seq, body in rows]
+
+    def log(self, tenant: str, *, start: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
+        """A tenant's log: (index, canonical bytes) in order."""
+        rows = self._query(
+            "SELECT idx, body FROM events WHERE tenant = ? AND idx >= ? ORDER BY idx LIMIT ?", (tenant, start, limit)
+        )
+        return [(index, as_bytes(body)) for index, body in rows]
+
+    def event_rows(self, tenant: str, *, start: int = 0, limit: int = 1000) -> list[EventRow]:
+        """A tenant's rows of ``events``, by index, with every column."""
+        rows = self._query(
+            f"SELECT {EVENT} FROM events WHERE tenant = ? AND idx >= ? ORDER BY idx LIMIT ?",  # noqa: S608
+            (tenant, start, limit),
+        )
+        return [EventRow._make((*row[:-1], as_bytes(row[-1]))) for row in rows]
+
+    def event_count(self) -> int:
+        """Rows of ``events``, over all tenants."""
+        return int(self._query("SELECT count(*) FROM events")[0][0])
+
+    def payload(self, tenant: str, commitment: str) -> bytes | None:
+        """A payload; None when it was erased.
+
+        Raises:
+            StoreError: it is missing, or cannot be decrypted (another master key, bytes changed).
+        """
+        return self.payloads(tenant, (commitment,)).get(commitment)
+
+    def payloads(self, tenant: str, commitments: Sequence[str]) -> dict[str, bytes]:
+        """Several payloads at once; erased ones are left out.
+
+        Raises:
+            StoreError: one is missing, or cannot be decrypted.
+        """
+        found: dict[str, bytes] = {}
+        rows = self._payload_rows(tenant, commitments)
+        for commitment in commitments:
+            row = rows.get(commitment)
+            if row is None:
+                raise StoreError(
+                    f"payload {commitment[:16]}… of tenant {tenant} is gone, though its key was not destroyed: the "
+                    "journal was changed. Restore it from a backup."
+                )
+            key_id, ciphertext, wrapped = row
+            if wrapped is not None:
+                key = self.keyring.key(tenant, key_id, bytes(wrapped))
+                found[commitment] = key.open(commitment, as_bytes(ciphertext))
+        return found
+
+    def payload_rows(self, tenant: str, *, after: str = "", limit: int = 1000) -> list[PayloadRow]:
+        """A tenant's rows of ``payloads``, by commitment, from the first one after ``after`` on."""
+        rows = self._query(
+            "SELECT p.commitment, p.key_id, p.ciphertext, k.wrapped FROM payloads p LEFT JOIN tenant_keys k "
+            "ON k.tenant = p.tenant AND k.id = p.key_id WHERE p.tenant = ? AND p.commitment > ? "
+            "ORDER BY p.commitment LIMIT ?",
+            (tenant, after, limit),
+        )
+        return [PayloadRow(row[0], row[1], as_bytes(row[2]), row[3] is None) for row in rows]
+
+    def _payload_rows(self, tenant: str, commitments: Sequence[str]) -> dict[str, tuple[str, bytes, bytes | None]]:
+        found: dict[str, tuple[str, bytes, bytes | None]] = {}
+        for start in range(0, len(commitments), _CHUNK):
+            part = commitments[start : start + _CHUNK]
+            marks = ", ".join("?" * len(part))
+            rows = self._query(
+                "SELECT p.commitment, p.key_id, p.ciphertext, k.wrapped FROM payloads p LEFT JOIN tenant_keys k "  # noqa: S608
+                f"ON k.tenant = p.tenant AND k.id = p.key_id WHERE p.tenant = ? AND p.commitment IN ({marks})",
+                (tenant, *part),
+            )
+            found.update((row[0], (row[1], row[2], row[3])) for row in rows)
+        return found
+
+    def inbox(self, stream: str) -> list[InboxItem]:
+        """What waits for the owner, oldest first."""
+        rows = self._query(
+            f"SELECT id, {INBOX} FROM inbox WHERE stream = ? ORDER BY id",  # noqa: S608
+            (stream,),
+        )
+        return [
+            InboxItem(
+                id=row[0],
+                tenant=row[1],
+                stream=row[2],
+                kind=row[3],
+                data=_objects.decode(row[4]),
+                payload=self._open(row[1], row[5], row[6], f"item {row[0]} in the inbox of {stream}") or b"",
+                principal=row[7],
+                auth=row[8],
+                at=row[9],
+            )
+            for row in rows
+        ]
+
+    def kill_generation(self) -> int:
+        """Counts kills and lifts, over all tenants."""
+        return int(self._query("SELECT value FROM meta WHERE key = 'kill_generation'")[0][0])
+
+    def kills(self) -> list[Kill]:
+        """Kills in force, oldest first."""
+        rows = self._query(
+            "SELECT id, scope, name, tenant, reason, issued_by, at, compensate FROM kills ORDER BY at, id"
+        )
+        return [
+            Kill(
+                id=row[0],
+                scope=row[1],
+                name=row[2],
+                tenant=row[3],
+                reason=row[4],
+                by=row[5],
+                at=row[6],
+                compensate=bool(row[7]),
+            )
+            for row in rows
+        ]
+
+    def ledger(self, prefix: str = "") -> Iterator[LedgerRow]:
+        """Rows whose key starts with ``prefix``, by key."""
+        if prefix:
+            # The last code point sorts after everything that continues the prefix.
+            rows = self._query(
+                f"SELECT {LEDGER} FROM ledger WHERE key >= ? AND key < ? ORDER BY key",  # noqa: S608
+                (prefix, prefix + "\U0010ffff"),
+            )
+        else:
+            rows = self._query(f"SELECT {LEDGER} FROM ledger ORDER BY key")  # noqa: S608
+        return map(ledger_row, rows)
+
+    def blob(self, digest: str) -> bytes | None:
+        """Bytes by SHA-256.
+
+        Raises:
+            StoreError: they were changed.
+        """
+        rows = self._query("SELECT data FROM blobs WHERE digest = ?", (digest,))
+        if not rows:
+            return None
+        data = as_bytes(rows[0][0])
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise StoreError(f"blob {digest[:16]}… was changed in the journal. Restore it from a backup.")
+        return data
+
+    def memory(self, tenant: str, agent: str, key: str) -> bytes | None:
+        """A value of an agent's lasting memory; None when there is none, or when it was erased."""
+        rows = self._query(
+            "SELECT key_id, ciphertext FROM memory WHERE tenant = ? AND agent = ? AND key = ?", (tenant, agent, key)
+        )
+        return self._open(tenant, rows[0][0], rows[0][1], f"memory {key!r} of {agent}") if rows else None
+
+    def memory_keys(self, tenant: str, agent: str) -> list[str]:
+        """Keys of an agent's lasting memory, sorted."""
+        rows = self._query("SELECT key FROM memory WHERE tenant = ? AND agent = ? ORDER BY key", (tenant, agent))
+        return [row[0] for row in rows]
+
+    def nodes(self) -> list[NodeRow]:
+        """All registered nodes."""
+        rows = self._query("SELECT node, host, boot, pid, pid_start, lease_until FROM nodes ORDER BY node")
+        return [
+            NodeRow(node=row[0], host=row[1], boot=row[2], pid=row[3], pid_start=row[4], lease_until=row[5])
+            for row in rows
+        ]
+
+    def ready(self, *, limit: int) -> list[StreamState]:
+        """Streams that nobody owns and that want to be driven now, oldest wish first."""
+        rows = self._query(
+            f"SELECT {STREAM} FROM streams WHERE owner = '' AND ready_at IS NOT NULL AND ready_at <= ? "  # noqa: S608
+            "ORDER BY ready_at LIMIT ?",
+            (self.now(), limit),
+        )
+        return [stream_row(row).state() for row in rows]
+
+    def owned(self, node: str) -> list[str]:
+        """Streams that a node owns, in no order."""
+        if not node:
+            return []
+        return [row[0] for row in self._query("SELECT stream FROM streams WHERE owner = ? AND owner <> ''", (node,))]
+
+    def _open(self, tenant: str, key_id: str, ciphertext: bytes, what: str) -> bytes | None:
+        """Data that no event commits to; None when there is none or its key was destroyed."""
+        if not key_id:
+            return None
+        rows = self._query("SELECT wrapped FROM tenant_keys WHERE tenant = ? AND id = ?", (tenant, key_id))
+        if not rows or rows[0][0] is None:
+            return None
+        return self.keyring.key(tenant, key_id, bytes(rows[0][0])).decrypt(as_bytes(ciphertext), what)

@@ -1,0 +1,248 @@
+"""The writer: one thread that groups the appends that wait into commits.
+
+While one commit is under way the next group gathers, so the number of commits a second is the disk's and the number of
+appends is not. Overload blocks; nothing is ever dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import StoreError
+from holdfast.journal.base import Append, Appended, Result, Store
+from holdfast.journal.event import Event
+
+if TYPE_CHECKING:
+    import asyncio
+
+MAX_BATCH = 256
+"""Appends of one commit, at most."""
+MAX_BATCH_BYTES = 16 << 20
+"""Bytes of payloads after which a commit takes no more."""
+MAX_WAITING = 4096
+"""Appends that may wait; whoever brings more waits itself."""
+
+
+class _Waiter:
+    """A thread that waits for a result; settled like a future of asyncio."""
+
+    __slots__ = ("error", "ready", "result")
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+
+
+_Item = tuple[Append, "asyncio.AbstractEventLoop | None", Any]
+
+
+class Writer:
+    """Groups appends into commits of ``store``. Start it with :meth:`start`, or use it as a context manager.
+
+    ``on_commit`` is called in the writer's thread with the events of each commit, in order, once they are durable. When
+    it fails it is called again with the same events before the next commit, which fails as long as it does.
+    ``before_commit`` and ``after_commit`` are points at which tests let the process die.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_commit: Sequence[Callable[[Sequence[Event]], None]] = (),
+        before_commit: Callable[[Sequence[Append]], None] | None = None,
+        after_commit: Callable[[Sequence[Result]], None] | None = None,
+        max_batch: int = MAX_BATCH,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        self.store = store
+        self._hooks = tuple(on_commit)
+        self._before = before_commit
+        self._after = after_commit
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._door = threading.Lock()
+        self._room = threading.Condition()
+        self._blocked = 0
+        self._closed = False
+        self._unseen: list[Event] = []
+        self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
+
+    def start(self) -> Writer:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __enter__(self) -> Writer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, append: Append) -> asyncio.Future[Result]:
+        """Hand over an append from a running event loop; the future gives its result once it is durable.
+
+        A cancelled future does not take the append back. Blocks while :data:`MAX_WAITING` appends wait.
+
+        Raises:
+            StoreError: the writer is closed. The future raises it when the store fails: nothing was written then.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._put((append, loop, future))
+        return future
+
+    def commit(self, append: Append) -> Result:
+        """Hand over an append and wait until it is durable. Not from an event loop's thread.
+
+        Raises:
+            StoreError: the store failed and nothing was written, or the writer is closed.
+        """
+        waiter = _Waiter()
+        self._put((append, None, waiter))
+        waiter.ready.wait()
+        if waiter.error is not None:
+            raise waiter.error
+        assert waiter.result is not None
+        return waiter.result
+
+    def close(self) -> None:
+        """Commit what waits, then end the thread. Leaves the store open."""
+        with self._door:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _put(self, item: _Item) -> None:
+        if self._queue.qsize() >= self._max_waiting:
+            with self._room:
+                self._blocked += 1
+                while self._queue.qsize() >= self._max_waiting and not self._closed:
+                    self._room.wait()
+                self._blocked -= 1
+        with self._door:
+            if self._closed:
+                raise StoreError("the journal's writer is closed: the node is shutting down. Start it again.")
+            self._queue.put(item)
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            batch, open_ = self._gather()
+            if batch:
+                self._commit(batch)
+
+    def _gather(self) -> tuple[list[_Item], bool]:
+        """What waits, at least one; and whether more may come."""
+        first = self._queue.get()
+        if first is None:
+            return [], False
+        batch = [first]
+        size = weight(first[0])
+        open_ = True
+        while len(batch) < self._max_batch and size < MAX_BATCH_BYTES:
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+            if item is None:
+                open_ = False
+                break
+            batch.append(item)
+            size += weight(item[0])
+        if self._blocked:
+            with self._room:
+                self._room.notify_all()
+        return batch, open_
+
+    def _commit(self, batch: list[_Item]) -> None:
+        appends = [item[0] for item in batch]
+        try:
+            self._tell()
+            if self._before is not None:
+                self._before(appends)
+            results = self.store.transact(appends)
+            if self._after is not None:
+                self._after(results)
+        except StoreError as error:
+            _settle(batch, [error] * len(batch))
+            return
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, whatever it is
+            if len(batch) == 1:
+                _settle(batch, [error])
+                return
+            # One append that cannot even be looked at must not take the others with it.
+            for item in batch:
+                self._commit([item])
+            return
+        _settle(batch, results)
+        if self._hooks:
+            for result in results:
+                if type(result) is Appended:
+                    self._unseen += result.events
+            # A failure is met again, and reported, before the next commit.
+            try:
+                self._tell()
+            except Exception:  # noqa: BLE001
+                return
+
+    def _tell(self) -> None:
+        if not self._unseen:
+            return
+        for hook in self._hooks:
+            try:
+                hook(self._unseen)
+            except StoreError:
+                raise
+            except Exception as error:
+                raise StoreError(
+                    f"what follows a commit failed ({error}): nothing more is recorded until it works"
+                ) from error
+        self._unseen = []
+
+
+def weight(append: Append) -> int:
+    """Bytes of an append's payloads: what it costs to hold and to write."""
+    total = 0
+    for draft in append.drafts:
+        for payload in draft.payloads.values():
+            total += len(payload)
+    return total
+
+
+def _settle(batch: list[_Item], outcomes: Sequence[Result | BaseException]) -> None:
+    """Give everyone who waits its outcome: one wake-up for each event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[Any, Result | BaseException]]] = {}
+    for (_, loop, waiter), outcome in zip(batch, outcomes, strict=True):
+        if loop is not None:
+            loops.setdefault(loop, []).append((waiter, outcome))
+            continue
+        if isinstance(outcome, BaseException):
+            waiter.error = outcome
+        else:
+            waiter.result = outcome
+        waiter.ready.set()
+    for loop, pairs in loops.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, pairs)
+        except RuntimeError:
+            # The loop is closed: nobody waits any more.
+            continue
+
+
+def _resolve(pairs: list[tuple[asyncio.Future[Result], Result | BaseException]]) -> None:
+    for future, outcome in pairs:
+        if future.done():
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
