@@ -1,7 +1,7 @@
 """The contract of every isolation level: start a program inside a boundary, watch it, end it.
 
-A boundary is started from a :class:`Spec` and never reused. Identity is the channel: a connected Unix socket whose other
-end the program inside finds as a file descriptor named by an environment variable; no path leads to it.
+A boundary is started from a :class:`Spec` and never reused. Identity is the channel: a connected Unix socket whose
+other end the program inside finds as a file descriptor named by an environment variable; no path leads to it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     target: Path
     writable: bool = False
     mask: bool = True
-    """Whether secret files below it (:mod:`holdfast.sandbox.masks`) are hidden. The interpreter's own folders do without."""
+    """Whether secret files below it (:mod:`holdfast.sandbox.masks`) are hidden. The interpreter's own folders do
+    without."""
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +104,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     network: str
     """``none`` or ``host``."""
     limits: dict[str, str]
-    """Name of a limit (memory, swap, pids, cpu, disk, files, file_size) to what holds it: cgroup2, cgroup1, rlimit, tmpfs."""
+    """Name of a limit (memory, swap, pids, cpu, disk, files, file_size) to what holds it: cgroup2, cgroup1, rlimit,
+    tmpfs."""
     notes: tuple[str, ...] = ()
     """What is weaker than the level's best, in words."""
 

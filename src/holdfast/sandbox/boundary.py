@@ -1,7 +1,7 @@
 """A started boundary: watched through pidfds, ended by SIGKILL, cleaned up once.
 
-What differs between levels is what must be signalled; that comes from the registry's entry, so the node and ``holdfast kill``
-end a boundary by the same code.
+What differs between levels is what must be signalled; that comes from the registry's entry, so the node and
+``holdfast kill`` end a boundary by the same code.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from holdfast.sandbox.cgroup import Group
 from holdfast.sandbox.registry import Entry
 
 _SIGKILL = 9
-_LINGER_SECONDS = 0.05
-"""How long the outer process may take to notice that its namespace is gone, before it is ended too."""
 
 
 class Started:
@@ -74,8 +72,7 @@ class Started:
         if self._asked is None and self._status is None:
             self._asked = reason
         if self._init_fd >= 0:
-            # The outer process reaps init and ends by itself; killed first, it would leave a zombie to a host's pid 1
-            # that may not reap. `_init_ended` sees to it when it does not.
+            # The outer process reaps it and ends by itself; `_init_ended` sees to it when it does not.
             procs.send_kill(self._init_fd)
         elif self._entry.level == "process":
             for fd in registry.strike(self._entry):
@@ -138,7 +135,7 @@ class Started:
     def _init_ended(self) -> None:
         self._loop.remove_reader(self._init_fd)
         if self._status is None:
-            self._loop.call_later(_LINGER_SECONDS, self._end_outer)
+            self._loop.call_later(registry.LINGER_SECONDS, self._end_outer)
         self._finish()
 
     def _end_outer(self) -> None:

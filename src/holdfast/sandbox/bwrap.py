@@ -1,7 +1,7 @@
 """The command line of bubblewrap for a boundary, as data: what is mounted, in which order, and nothing else.
 
-``--remount-ro /`` comes last of the mounts: before it, mount points can still be made. Arguments travel in a memory file
-(``--args FD``), so neither the host's process list nor ``/proc/1/cmdline`` inside shows them.
+``--remount-ro /`` comes last of the mounts: before it, mount points can still be made. Arguments travel in a memory
+file (``--args FD``), so neither the host's process list nor ``/proc/1/cmdline`` inside shows them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _ETC = (
     "/etc/pki/ca-trust/extracted",
     "/etc/pki/tls/certs",
 )
-"""Of the host's ``/etc``: what programs need to load and to check certificates; nothing that names the host or its people."""
+"""Of the host's ``/etc``: what programs need to load and to check certificates; nothing that names the host or its
+people."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
 """One control group for each boundary: memory, swap, pids and cpu limits, and what was used.
 
-Groups are made below ``holdfast/`` in the group that this process is in: version 2 where its controllers are delegated, the
-version 1 hierarchies otherwise. Which controllers hold is said in :attr:`Group.held`; nothing is promised beyond it.
-Files: kernel documentation, ``admin-guide/cgroup-v2`` and ``admin-guide/cgroup-v1``.
+Groups are made below ``holdfast/`` in the group that this process is in: version 2 where its controllers are
+delegated, the version 1 hierarchies otherwise. Which controllers hold is said in :attr:`Group.held`; nothing is
+promised beyond it. Files: kernel documentation, ``admin-guide/cgroup-v2`` and ``admin-guide/cgroup-v1``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Why the namespace level cannot be had here, and the exact cure: missing tools, closed namespaces, container limits."""
+"""Why the namespace level cannot be had here, and the exact cure: missing tools, closed namespaces, container
+limits."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 MINIMUM = (0, 8)
 """First version of bubblewrap with ``--disable-userns`` and ``--size``."""
 _INSTALL = "apt install bubblewrap (Debian, Ubuntu), dnf install bubblewrap (Fedora, RHEL), apk add bubblewrap (Alpine)"
-_APPARMOR = """this Ubuntu restricts user namespaces to programs with an AppArmor profile. As root, write to /etc/apparmor.d/bwrap:
+_APPARMOR = """this Ubuntu restricts user namespaces to programs with an AppArmor profile.
+As root, write to /etc/apparmor.d/bwrap:
   abi <abi/4.0>,
   include <tunables/global>
   profile bwrap /usr/bin/bwrap flags=(unconfined) {
@@ -106,7 +108,8 @@ def explain(said: str, sysctl: Path = Path("/proc/sys")) -> str:
     if denied:
         return (
             f"bubblewrap may not make namespaces here ({said}). In a container, allow them: docker run --security-opt "
-            "seccomp=unconfined --security-opt apparmor=unconfined, or give each run a pod with a gVisor or Kata runtime class"
+            "seccomp=unconfined --security-opt apparmor=unconfined, or give each run a pod with a gVisor or Kata "
+            "runtime class"
         )
     return f"bubblewrap did not start the program: {said or 'it said nothing'}; run: holdfast sandbox probe"
 

@@ -1,7 +1,7 @@
 """This Python, seen from inside: what must be mounted so that it runs there at the very paths that it has here.
 
-That is the virtual environment, the interpreter's own prefix (pyenv and uv keep it elsewhere), and Holdfast's packages with
-what the worker imports; of a home around them nothing else.
+That is the virtual environment, the interpreter's own prefix (pyenv and uv keep it elsewhere), and Holdfast's
+packages with what the worker imports; of a home around them nothing else.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def _links(path: str) -> list[str]:
 
 
 def _package(name: str) -> str | None:
-    """Folder that must be there to import a package: its library folder, or its own when its source stands elsewhere."""
+    """Folder that must be there to import a package: its library folder, or its own when its source stands
+    elsewhere."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,7 +1,7 @@
 """Secret files below a folder that is mounted for a boundary: found, so that they can be hidden there.
 
-A mounted folder is the author's code; what hosts and tools leave in such folders (credentials, private keys, the home of
-Holdfast itself) has no business inside.
+A mounted folder is the author's code; what hosts and tools leave in such folders (credentials, private keys, the
+home of Holdfast itself) has no business inside.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def find(root: Path, also: Path | None = None) -> tuple[list[Path], list[Path]]:
         seen += len(entries)
         if seen > MAX_ENTRIES:
             raise IsolationError(
-                f"{root} holds more than {MAX_ENTRIES} entries; mount a smaller folder (was a home or a data folder meant?)"
+                f"{root} holds more than {MAX_ENTRIES} entries; mount a smaller folder, with the code alone"
             )
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):

@@ -1,18 +1,17 @@
 """Level ``namespace`` (the default): bubblewrap with every namespace, a dropped uid, a system call filter and limits.
 
-A start is: put the launcher into its cgroup, drop to the boundary's own uid (when the node is root), let bubblewrap build the
-view, and wait at a gate inside. The gate opens only after the registry knows the namespace's first process and that process
-is bound to its parent's life, so a node that dies at any moment leaves nothing running and nothing unknown.
+A start is: put the launcher into its cgroup, drop to the boundary's own uid (when the node is root), let bubblewrap
+build the view, and wait at a gate inside. The gate opens only after the registry knows the namespace's first
+process and that process is bound to its parent's life, so a node that dies at any moment leaves nothing running and
+nothing unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
-import socket
 import subprocess
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from holdfast.sandbox import bwrap, diagnose, procs, registry, seccomp, uids
 from holdfast.sandbox.base import Availability, Held, Limits, Spec
 from holdfast.sandbox.boundary import Started
 from holdfast.sandbox.cgroup import Cgroups, Group
+from holdfast.sandbox.gate import Descriptors, Gate
 from holdfast.sandbox.views import Prepared, Preparer
 
 READY_SECONDS = 30.0
@@ -91,8 +91,8 @@ class NamespaceLevel:
             uid = os.getuid() if lease is None else lease.uid
             gid = os.getgid() if lease is None else lease.uid
             held = self._held(spec.limits, group, uid, lease is not None)
-            gate = _Gate(starting)
-            fds = _Descriptors(starting)
+            gate = Gate(starting)
+            fds = Descriptors(starting)
             args = bwrap.arguments(
                 bwrap.Plan(
                     views=prepared.views,
@@ -111,16 +111,7 @@ class NamespaceLevel:
             command = _outer(tools, lease, prepared, group)
             command += [tools.bwrap, "--args", str(fds.memory(bwrap.joined(args))), "--"]
             command += ["/bin/sh", "-c", _gate_script(spec.limits, held), "sh", *spec.argv]
-            # In this thread: bubblewrap dies with the thread that started it.
-            process = subprocess.Popen(
-                command,
-                stdin=gate.inner,
-                stdout=subprocess.DEVNULL if spec.stdout is None else spec.stdout,
-                stderr=gate.said_inner,
-                pass_fds=(*fds.numbers, *(channel.inner.fileno() for channel in spec.channels)),
-                env={"PATH": tools.path},
-                cwd="/",
-            )
+            process = _launch(command, spec, gate, fds, tools.path)
             gate.close_inner()
             outer, node = procs.identify(process.pid), procs.identify(os.getpid())
             entry = registry.Entry(
@@ -149,7 +140,7 @@ class NamespaceLevel:
                 raise
             return boundary
 
-    async def _open(self, gate: _Gate, boundary: Started, spec: Spec, entry: registry.Entry) -> None:
+    async def _open(self, gate: Gate, boundary: Started, spec: Spec, entry: registry.Entry) -> None:
         """Wait at the gate, make the boundary known, open."""
         try:
             async with asyncio.timeout(READY_SECONDS):
@@ -167,7 +158,7 @@ class NamespaceLevel:
                 registry.write(spec.home, entry)
                 # Init binds itself to its parent's life before it takes the filter: until then a node that died
                 # would leave the boundary running.
-                while not _filtered(child):
+                while not _filtered(child):  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0.0005)
         except TimeoutError:
             raise IsolationError(
@@ -203,83 +194,25 @@ class NamespaceLevel:
         return Held(level=self.name, uid=uid, own_uid=own, network="none", limits=holds, notes=tuple(notes))
 
 
-class _Gate:
-    """What the node and the launching process say to each other until the program runs.
-
-    The gate's socket is the program's stdin until it opens: the shell inside says that it is there and waits for a word.
-    Closed without the word (the node died, the start failed), the shell ends and with it the boundary.
-    """
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._outer, self._inner = socket.socketpair()
-        self._outer.setblocking(False)
-        self._info, self.info_inner = os.pipe()
-        self._said, self.said_inner = os.pipe()
-        os.set_blocking(self._said, False)
-        self._open_inner = [self.info_inner, self.said_inner]
-        stack.callback(self._close)
-
-    @property
-    def inner(self) -> int:
-        return self._inner.fileno()
-
-    def close_inner(self) -> None:
-        """The child has its copies."""
-        self._inner.close()
-        while self._open_inner:
-            os.close(self._open_inner.pop())
-
-    async def reached(self) -> bool:
-        """Whether the shell inside is there; False when everything ended before."""
-        try:
-            return bool(await asyncio.get_running_loop().sock_recv(self._outer, 1))
-        except ConnectionError:
-            return False
-
-    def child(self) -> int:
-        """Pid of the namespace's first process; bubblewrap has written it long before the gate is reached."""
-        data = b""
-        while chunk := os.read(self._info, 4096):
-            data += chunk
-        return int(json.loads(data)["child-pid"])
-
-    def open(self) -> None:
-        """Let the program run."""
-        self._outer.send(b"go\n")
-
-    def said(self) -> str:
-        """What the launching programs wrote to stderr."""
-        try:
-            return os.read(self._said, 65536).decode(errors="replace").strip()
-        except BlockingIOError:
-            return ""
-
-    def _close(self) -> None:
-        self.close_inner()
-        self._outer.close()
-        os.close(self._info)
-        os.close(self._said)
-
-
-class _Descriptors:
-    """Descriptors that bubblewrap reads; closed here when the start is over."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self._stack = stack
-        self.numbers: list[int] = []
-
-    def memory(self, data: bytes) -> int:
-        fd = bwrap.memory_file("holdfast", data)
-        self._stack.callback(os.close, fd)
-        return self.keep(fd)
-
-    def keep(self, fd: int) -> int:
-        self.numbers.append(fd)
-        return fd
+def _launch(command: list[str], spec: Spec, gate: Gate, fds: Descriptors, path: str) -> subprocess.Popen[bytes]:
+    """Run the launching programs. In this very thread: bubblewrap dies with the thread that started it."""
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=gate.inner,
+            stdout=subprocess.DEVNULL if spec.stdout is None else spec.stdout,
+            stderr=gate.said_inner,
+            pass_fds=(*fds.numbers, *(channel.inner.fileno() for channel in spec.channels)),
+            env={"PATH": path},
+            cwd="/",
+        )
+    except (OSError, ValueError) as error:
+        raise IsolationError(f"the boundary's launcher cannot be run: {error}") from None
 
 
 def _outer(tools: diagnose.Tools, lease: uids.Lease | None, prepared: Prepared, group: Group | None) -> list[str]:
-    """What comes before bubblewrap: the cgroup, the mount namespace, the uid. Each replaces the one before (one pid)."""
+    """What comes before bubblewrap: the cgroup, the mount namespace, the uid. Each replaces the one before (one
+    pid)."""
     command = []
     if group is not None:
         command += ["/bin/sh", "-c", _LAUNCH, "sh", *(str(path / "cgroup.procs") for path in group.paths), "--"]

@@ -1,7 +1,8 @@
 """What runs in boundaries now, on disk, so that any process may end it: ``$HOLDFAST_HOME/boundaries/ID.json``.
 
-An entry names processes by pid and start time within one boot and one pid namespace; nothing is ever signalled that is not
-exactly what the entry named. Entries need not survive a power cut (neither do processes), so they are not flushed.
+An entry names processes by pid and start time within one boot and one pid namespace; nothing is ever signalled that
+is not exactly what the entry named. Entries need not survive a power cut (neither do processes), so they are not
+flushed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from holdfast.sandbox.procs import Process
 FOLDER = "boundaries"
 MARKER = "HOLDFAST_BOUNDARY"
 """At level ``process``: variable that names the boundary, by which its processes are found."""
+
+
+LINGER_SECONDS = 0.05
+"""How long the outer process may take to notice that its namespace is gone, before it is ended too."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,34 +139,61 @@ def _end(targets: list[Entry], home: Path, seconds: float) -> list[Ended]:
             with contextlib.suppress(OSError):
                 (home / FOLDER / f"{entry.id}.killed").touch(mode=0o600)
             watched.append((entry, strike(entry)))
-        ended = []
-        for entry, fds in watched:
-            gone = procs.wait_gone(fds, max(0.0, started + seconds - time.monotonic()))
-            paths = tuple(map(Path, entry.cgroups))
-            while gone and cgroup.members(paths):
-                cgroup.kill_all(paths)
-                if time.monotonic() > started + seconds:
-                    gone = False
-                time.sleep(0.001)
-            ended.append(Ended(id=entry.id, label=entry.label, seconds=time.monotonic() - started, gone=gone))
-        return ended
+        return [
+            Ended(
+                id=entry.id,
+                label=entry.label,
+                gone=_gone(entry, fds, started + seconds),
+                seconds=time.monotonic() - started,
+            )
+            for entry, fds in watched
+        ]
     finally:
         for _, fds in watched:
             for fd in fds:
                 os.close(fd)
 
 
+def _gone(entry: Entry, fds: list[int], deadline: float) -> bool:
+    """Wait until nothing of a boundary that was struck is left, at most until ``deadline`` (monotonic)."""
+    outer = procs.open_pidfd(entry.outer)
+    try:
+        if not procs.wait_gone(fds, deadline - time.monotonic()):
+            return False
+        if outer is not None and not procs.wait_gone([outer], LINGER_SECONDS):
+            procs.send_kill(outer)
+            if not procs.wait_gone([outer], deadline - time.monotonic()):
+                return False
+    finally:
+        if outer is not None:
+            os.close(outer)
+    paths = tuple(map(Path, entry.cgroups))
+    while cgroup.members(paths):
+        if time.monotonic() > deadline:
+            return False
+        cgroup.kill_all(paths)
+        time.sleep(0.001)
+    return True
+
+
 def strike(entry: Entry) -> list[int]:
-    """SIGKILL to all of a boundary; gives pidfds to wait on, which the caller closes."""
-    fds = [fd for fd in (procs.open_pidfd(one) for one in (entry.init, entry.outer) if one) if fd is not None]
-    if entry.init is None:
-        fds += stragglers(entry)
+    """SIGKILL to all of a boundary; gives pidfds to wait on, which the caller closes.
+
+    Where there is a namespace, to its first process alone: the outer one reaps it and ends by itself. Killed at once, it
+    would leave a zombie to a pid 1 of the host's or container's that may not reap.
+    """
+    if entry.level != "process":
+        target = entry.init if entry.init is not None and procs.alive(entry.init) else entry.outer
+        fd = procs.open_pidfd(target)
+        fds = [] if fd is None else [fd]
+    else:
+        fds = stragglers(entry)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if procs.alive(entry.outer):
+                os.killpg(entry.outer.pid, signal.SIGKILL)
+        cgroup.kill_all(tuple(map(Path, entry.cgroups)))
     for fd in fds:
         procs.send_kill(fd)
-    if entry.level == "process":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if procs.alive(entry.outer) or fds:
-                os.killpg(entry.outer.pid, signal.SIGKILL)
     return fds
 
 

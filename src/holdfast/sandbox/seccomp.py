@@ -1,9 +1,9 @@
 """The system calls that a boundary may make, as BPF programs for ``bwrap --add-seccomp-fd``.
 
-An allow-list and, above it, a deny-list: what is not on it answers ENOSYS, so a call that a newer kernel brings is closed until somebody has looked at
-it. What programs commonly try and must not have answers EPERM, and calls through another ABI (i386, x32) end the process.
-Compiling takes libseccomp a while, so the bytes are kept on disk under a name made of all that they depend on; a start that
-finds them never imports pyseccomp.
+An allow-list and, above it, a deny-list: what is not on it answers ENOSYS, so a call that a newer kernel brings is
+closed until somebody has looked at it. What programs commonly try and must not have answers EPERM, and calls
+through another ABI (i386, x32) end the process. Compiling takes libseccomp a while, so the bytes are kept on disk
+under a name made of all that they depend on; a start that finds them never imports pyseccomp.
 """
 
 from __future__ import annotations
@@ -21,122 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import IsolationError
+from holdfast.sandbox import syscalls
+from holdfast.sandbox.syscalls import ALLOWED, DENIED
 
 Programs = tuple[bytes, bytes]
 """``struct sock_filter`` arrays: what is allowed, and what is denied of it."""
 
 ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64"}
 """``uname -m`` to libseccomp's name."""
-
-ALLOWED = frozenset(
-    # memory
-    "brk madvise membarrier memfd_create memfd_secret mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock "
-    "munlockall munmap pkey_alloc pkey_free pkey_mprotect remap_file_pages map_shadow_stack get_mempolicy "
-    # processes, threads, scheduling
-    "alarm arch_prctl capget capset execve execveat exit exit_group fork futex futex_requeue futex_wait futex_waitv futex_wake "
-    "get_robust_list get_thread_area getcpu getitimer getpgid getpgrp getpid getppid getpriority getrlimit getrusage getsid gettid "
-    "ioprio_get kill pause pidfd_open pidfd_send_signal prctl prlimit64 restart_syscall rseq sched_get_priority_max "
-    "sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval "
-    "sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp set_robust_list set_thread_area "
-    "set_tid_address setitimer setpgid setpriority setrlimit setsid sysinfo tgkill times tkill uname vfork wait4 waitid "
-    "landlock_add_rule landlock_create_ruleset landlock_restrict_self "
-    # users (without capabilities these only give up what there is)
-    "getegid geteuid getgid getgroups getresgid getresuid getuid setfsgid setfsuid setgid setgroups setregid setresgid setresuid "
-    "setreuid setuid "
-    # signals
-    "rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo "
-    "sigaltstack signalfd signalfd4 "
-    # files
-    "access cachestat chdir chown close close_range copy_file_range dup dup2 dup3 faccessat faccessat2 fadvise64 fallocate fchdir "
-    "fchown fchownat fcntl fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync ftruncate futimesat "
-    "getcwd getdents getdents64 getxattr inotify_add_watch inotify_init inotify_init1 inotify_rm_watch lchown lgetxattr link linkat "
-    "listxattr llistxattr lremovexattr lseek lsetxattr lstat mkdir mkdirat newfstatat pread64 preadv preadv2 pwrite64 pwritev "
-    "pwritev2 read readahead readlink readlinkat readv removexattr rename renameat renameat2 rmdir sendfile setxattr splice stat "
-    "statfs statx symlink symlinkat sync sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes write "
-    "writev io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit "
-    # waiting, pipes, clocks
-    "clock_getres clock_gettime clock_nanosleep epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd "
-    "eventfd2 getrandom gettimeofday nanosleep pipe pipe2 poll ppoll pselect6 select time timer_create timer_delete "
-    "timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime "
-    # sockets (which families: below) and System V and POSIX IPC of the namespace's own
-    "accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg sendmmsg sendmsg sendto "
-    "setsockopt shutdown mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd semctl "
-    "semget semop semtimedop shmat shmctl shmdt shmget".split()
-)
-"""Allowed with any arguments."""
-
-DENIED = frozenset(
-    [
-        "acct",
-        "add_key",
-        "bpf",
-        "chroot",
-        "clock_adjtime",
-        "clock_settime",
-        "adjtimex",
-        "delete_module",
-        "fanotify_init",
-        "fanotify_mark",
-        "finit_module",
-        "fsconfig",
-        "fsmount",
-        "fsopen",
-        "fspick",
-        "init_module",
-        "io_uring_enter",
-        "io_uring_register",
-        "io_uring_setup",
-        "ioperm",
-        "iopl",
-        "ioprio_set",
-        "kcmp",
-        "kexec_file_load",
-        "kexec_load",
-        "keyctl",
-        "lookup_dcookie",
-        "mbind",
-        "migrate_pages",
-        "modify_ldt",
-        "mount",
-        "mount_setattr",
-        "move_mount",
-        "move_pages",
-        "name_to_handle_at",
-        "nfsservctl",
-        "open_by_handle_at",
-        "open_tree",
-        "perf_event_open",
-        "pidfd_getfd",
-        "pivot_root",
-        "process_madvise",
-        "process_mrelease",
-        "process_vm_readv",
-        "process_vm_writev",
-        "ptrace",
-        "quotactl",
-        "quotactl_fd",
-        "reboot",
-        "request_key",
-        "set_mempolicy",
-        "set_mempolicy_home_node",
-        "setdomainname",
-        "sethostname",
-        "setns",
-        "settimeofday",
-        "swapoff",
-        "swapon",
-        "syslog",
-        "sysfs",
-        "umount2",
-        "unshare",
-        "uselib",
-        "userfaultfd",
-        "ustat",
-        "vhangup",
-        "vmsplice",
-    ]
-)
-"""Answer EPERM. Everything that is on neither list answers ENOSYS; so does ``clone3``, whose flags no filter can see."""
 
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 """Socket families that may be made: the internet ones reach the boundary's own loopback only."""
@@ -273,7 +165,7 @@ def _bits(mask: int) -> list[int]:
 
 def _key() -> str:
     """Digest of this module's text and libseccomp's version: what the bytes depend on besides the architecture."""
-    text = Path(__file__).read_bytes()
+    text = Path(__file__).read_bytes() + Path(syscalls.__file__).read_bytes()
     return hashlib.sha256(text + b"\0" + _library_version().encode()).hexdigest()[:16]
 
 

@@ -1,9 +1,9 @@
 """Mount namespaces in which folders below an unreadable home can be reached, so that a dropped uid can mount them.
 
-Only root needs them. A namespace is made once for a set of folders (``unshare --mount``, one bind mount each, onto a folder
-that all can reach), is kept open by a descriptor of this process and entered by each start with ``nsenter``: about 3 ms,
-where making one at each start takes 15. It is a slave of the host's, so later mounts of the host are seen in it, and nothing
-of it is seen outside. It ends with the process.
+Only root needs them. A namespace is made once for a set of folders (``unshare --mount``, one bind mount each, onto
+a folder that all can reach), is kept open by a descriptor of this process and entered by each start with
+``nsenter``: about 3 ms, where making one at each start takes 15. It is a slave of the host's, so later mounts of
+the host are seen in it, and nothing of it is seen outside. It ends with the process.
 """
 
 from __future__ import annotations

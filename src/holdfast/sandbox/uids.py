@@ -1,8 +1,8 @@
 """A uid of its own for each boundary, from a range that all nodes of a host share.
 
-A uid is leased by an exclusive ``flock`` on a file named after it in one folder of the host, so two homes, nodes or tenants
-never hold the same one. The file is not empty while the lease lasts: whoever finds a free lock on a file that is not empty
-knows that its holder died, and takes the uid only when no process runs under it any more.
+A uid is leased by an exclusive ``flock`` on a file named after it in one folder of the host, so two homes, nodes or
+tenants never hold the same one. The file is not empty while the lease lasts: whoever finds a free lock on a file
+that is not empty knows that its holder died, and takes the uid only when no process runs under it any more.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def usable(bounds: tuple[int, int]) -> tuple[int, int]:
         if inside <= first and last < inside + count:
             return bounds
     raise IsolationError(
-        f"uids {first}-{last} do not exist in this container's user namespace; set [sandbox] uid_range in holdfast.toml "
-        "to a range that /proc/self/uid_map holds"
+        f"uids {first}-{last} do not exist in this container's user namespace; set [sandbox] uid_range in "
+        "holdfast.toml to a range that /proc/self/uid_map holds"
     )
 
 

@@ -1,4 +1,5 @@
-"""From a boundary's mounts to what bubblewrap is told to mount: reachable, readable, nothing secret, nothing too wide."""
+"""From a boundary's mounts to what bubblewrap is told to mount: reachable, readable, nothing secret, nothing too
+wide."""
 
 from __future__ import annotations
 
@@ -15,24 +16,14 @@ from holdfast.sandbox.bwrap import View, inside
 from holdfast.sandbox.stage import Stage, Stages, reachable
 from holdfast.sandbox.uids import HOST
 
-_TOO_WIDE = (
-    "/",
-    "/boot",
-    "/dev",
-    "/etc",
-    "/home",
-    "/media",
-    "/mnt",
-    "/proc",
-    "/root",
-    "/run",
-    "/srv",
-    "/sys",
-    "/tmp",
-    "/var",
-    "/var/run",
-)  # noqa: S108
-_RESERVED = ("/", "/proc", "/dev", "/etc", "/tmp", "/workspace", "/usr", "/bin", "/sbin", "/lib", "/lib64")  # noqa: S108
+
+def _below_root(names: str) -> frozenset[str]:
+    return frozenset(f"/{name}".rstrip("/") or "/" for name in ["", *names.split()])
+
+
+_TOO_WIDE = _below_root("boot dev etc home media mnt opt proc root run srv sys tmp usr var var/run var/lib")
+_TAKEN = _below_root("bin dev etc lib lib64 proc sbin sys tmp usr workspace")
+"""Places inside that are made otherwise. Below ``/tmp`` and ``/workspace`` there may be mounts."""
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,31 +87,37 @@ class Preparer:
 def _source(mount: Mount, home: Path, root: bool) -> str:
     """The real path of a mount's source, after checking that it may and can be mounted."""
     target = os.path.normpath(mount.target)
-    if not mount.target.is_absolute() or target != str(mount.target) or target in _RESERVED:
-        raise IsolationError(f"{mount.target} is no place that a folder can be mounted at inside")
+    if (
+        not mount.target.is_absolute()
+        or target != str(mount.target)
+        or target in _TAKEN
+        or target.startswith(("/proc/", "/dev/", "/sys/"))
+    ):
+        raise IsolationError(f"{mount.target} is no place inside that a folder can be mounted at")
     try:
         source = os.path.realpath(mount.source, strict=True)
         mode = os.stat(source).st_mode
     except OSError as error:
         raise IsolationError(f"{mount.source} is to be mounted but cannot be read: {error.strerror}") from None
-    people = (os.path.expanduser("~"), os.path.realpath(home))
-    if source in _TOO_WIDE or any(Path(person).is_relative_to(source) for person in people if person != "/"):
-        if source in _TOO_WIDE or mount.writable or not _below_home_only(source, home):
-            raise IsolationError(
-                f"{mount.source} is too wide to mount: it holds what no boundary may see; name a folder in it"
-            )
+    if _too_wide(mount, Path(source), Path(os.path.realpath(home))):
+        raise IsolationError(
+            f"{mount.source} is too wide to mount: it holds what no boundary may see; name a folder in it"
+        )
     wanted = 0o005 if os.path.isdir(source) else 0o004
     if root and mode & wanted != wanted:
         raise IsolationError(
-            f"{mount.source} is not readable for the boundary's own uid; make it readable for others: chmod -R o+rX {mount.source}"
+            f"{mount.source} is not readable for the boundary's own uid; "
+            f"make it readable for others: chmod -R o+rX {mount.source}"
         )
     return source
 
 
-def _below_home_only(source: str, home: Path) -> bool:
-    """Whether a folder is too wide only because Holdfast's home lies in it (which is hidden there)."""
+def _too_wide(mount: Mount, source: Path, home: Path) -> bool:
     person = os.path.expanduser("~")
-    return source != os.path.realpath(home) and not (person != "/" and Path(person).is_relative_to(source))
+    if str(source) in _TOO_WIDE or (person != "/" and Path(os.path.realpath(person)).is_relative_to(source)):
+        return True
+    # Holdfast's home below a folder is hidden there, unless nothing is; itself it is never mounted.
+    return source == home or (home.is_relative_to(source) and not mount.mask)
 
 
 def _empty(home: Path, root: bool) -> str:

@@ -1,0 +1,38 @@
+"""The isolation levels by name. A level that cannot be had is an error, never a silent downgrade."""
+
+from __future__ import annotations
+
+from holdfast.errors import IsolationError, UsageError
+from holdfast.sandbox import uids
+from holdfast.sandbox.base import Level
+
+NAMES = ("process", "landlock", "namespace", "container", "gvisor", "microvm")
+"""Every level, weakest first."""
+DEFAULT = "namespace"
+AVAILABLE = ("process", "namespace")
+"""Levels that this version has."""
+
+
+def level(name: str = DEFAULT, *, uid_range: tuple[int, int] | None = None) -> Level:
+    """The level of this name. ``uid_range``: first and last uid for boundaries, used when the node is root.
+
+    None leaves the default, :data:`holdfast.sandbox.uids.DEFAULT_RANGE`.
+
+    Raises:
+        UsageError: there is no level of this name.
+        IsolationError: this version does not have it.
+    """
+    if name == "namespace":
+        from holdfast.sandbox.namespace import NamespaceLevel
+
+        return NamespaceLevel(uid_range or uids.DEFAULT_RANGE)
+    if name == "process":
+        from holdfast.sandbox.process import ProcessLevel
+
+        return ProcessLevel()
+    if name in NAMES:
+        raise IsolationError(
+            f"isolation level {name} is not in this version of Holdfast; "
+            f"available: {', '.join(AVAILABLE)} (choose with --isolation)"
+        )
+    raise UsageError(f"there is no isolation level {name!r}; the levels are {', '.join(NAMES)}")
