@@ -348,6 +348,8 @@ def _life(state: RunState, event: Event) -> None:
         state.started_at = state.started_at or event.at
         state.active_at = event.at
         state.diverged = ""
+        for record in state.open():
+            record.reservations = ()
     elif kind == Kind.RUN_SUSPENDED:
         state.status = "suspended"
     elif kind == Kind.RUN_CONTINUED:

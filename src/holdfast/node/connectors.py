@@ -44,10 +44,14 @@ class ConnectorFailure(Exception):
     """A call that failed.
 
     ``sent``: the callable may have done something. ``retryable``: trying again can help. ``timeout``: it took too long.
+    ``answered``: the callable itself said so; otherwise what it did is not known.
     """
 
-    def __init__(self, message: str, *, sent: bool, retryable: bool, timeout: bool = False) -> None:
+    def __init__(
+        self, message: str, *, sent: bool, retryable: bool, timeout: bool = False, answered: bool = False
+    ) -> None:
         super().__init__(message)
+        self.answered = answered
         self.sent = sent
         self.retryable = retryable
         self.timeout = timeout
@@ -57,13 +61,24 @@ class ConnectorPool:
     """The connector processes of a node. Belongs to one event loop, in a thread that lives as long as the node.
 
     ``connectors_of`` gives a tenant's connectors by name. ``env`` is the processes' environment (the node's own by
-    default: connectors may hold credentials), ``output`` the descriptor of what they print.
+    default: connectors may hold credentials), ``output`` the descriptor of what they print. ``dial`` and ``grace`` are
+    seconds (see :data:`DIAL` and :data:`GRACE`).
     """
 
-    def __init__(self, connectors_of: ConnectorsOf, *, env: Mapping[str, str] | None = None, output: int = 2) -> None:
+    def __init__(
+        self,
+        connectors_of: ConnectorsOf,
+        *,
+        env: Mapping[str, str] | None = None,
+        output: int = 2,
+        dial: float = DIAL,
+        grace: float = GRACE,
+    ) -> None:
         self._connectors_of = connectors_of
         self._env = _environment(os.environ if env is None else env)
         self._output = output
+        self._dial = dial
+        self._grace = grace
         self._processes: dict[tuple[str, str], _Process] = {}
         self._starting: dict[tuple[str, str], asyncio.Lock] = {}
 
@@ -172,7 +187,7 @@ class ConnectorPool:
         async with self._starting.setdefault(place, asyncio.Lock()):
             process = self._processes.get(place)
             if process is None or not process.usable:
-                process = _Process(folder, self._targets(tenant, folder))
+                process = _Process(folder, self._targets(tenant, folder), self._dial, self._grace)
                 self._processes[place] = process
                 try:
                     await process.start(self._env, self._output)
@@ -229,7 +244,8 @@ class ConnectorPool:
 
 
 class _Pending:
-    def __init__(self, what: str, timeout: float, future: asyncio.Future[bytes]) -> None:
+    def __init__(self, number: int, what: str, timeout: float, future: asyncio.Future[bytes]) -> None:
+        self.number = number
         self.what = what
         self.timeout = timeout
         self.future = future
@@ -240,8 +256,10 @@ class _Pending:
 class _Process:
     """One connector process, from start to end."""
 
-    def __init__(self, folder: str, targets: tuple[str, ...]) -> None:
+    def __init__(self, folder: str, targets: tuple[str, ...], dial: float, grace: float) -> None:
         self._folder = folder
+        self._dial = dial
+        self._grace = grace
         self._targets = targets
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Pending] = {}
@@ -288,6 +306,8 @@ class _Process:
                     # Not the terminal's: an interrupt there is the node's to handle. A kill ends the whole group.
                     start_new_session=True,
                 )
+            if self._end is not None:
+                self.signal(signal.SIGKILL)
             reader, self._writer = await asyncio.open_connection(sock=outer, limit=1 << 20)
         except OSError as error:
             outer.close()
@@ -303,7 +323,7 @@ class _Process:
                 self._faults = (await asyncio.shield(self._ready)).faults
         except TimeoutError:
             raise ConnectorFailure(
-                f"the connectors in {self._folder} were not imported within {START:g} s; move slow work out of their modules",
+                f"the connectors in {self._folder} were not imported within {START:g} s; let their modules do less",
                 sent=False,
                 retryable=True,
             ) from None
@@ -329,14 +349,13 @@ class _Process:
             self._places.release()
             raise
         pending.future.add_done_callback(lambda _: self._places.release())
-        number = next(number for number, one in self._calls.items() if one is pending)
         try:
             return await asyncio.shield(pending.future)
         except asyncio.CancelledError:
             if not pending.future.done():
                 # Nobody waits any more; its time-out still holds.
                 pending.future.add_done_callback(_forget)
-                self._say(Cancel(number))
+                self._say(Cancel(pending.number))
             raise
 
     def _send(
@@ -346,7 +365,7 @@ class _Process:
             raise ConnectorFailure(f"{what}: the connector process has ended", sent=False, retryable=True)
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
-        dial = min(DIAL, timeout)
+        dial = min(self._dial, timeout)
         dial_by = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + int(dial * 1_000_000)
         try:
             data = messages.frame(Invoke(number, target, args, key, dial_by, result))
@@ -355,7 +374,7 @@ class _Process:
         before_dial(dial)
         assert self._writer is not None
         self._writer.write(data)
-        pending = self._calls[number] = _Pending(what, timeout, loop.create_future())
+        pending = self._calls[number] = _Pending(number, what, timeout, loop.create_future())
         pending.timer = loop.call_later(timeout, self._overdue, number)
         return pending
 
@@ -367,7 +386,7 @@ class _Process:
         pending = self._calls[number]
         pending.overdue = True
         self._say(Cancel(number))
-        pending.timer = asyncio.get_running_loop().call_later(GRACE, self._hung, number)
+        pending.timer = asyncio.get_running_loop().call_later(self._grace, self._hung, number)
 
     def _hung(self, number: int) -> None:
         what = self._calls[number].what
@@ -408,7 +427,9 @@ class _Process:
             log.warning("connector %s raised at %s", pending.what, message.trace)
         if message.timeout:
             return _timed_out(pending)
-        return ConnectorFailure(f"{pending.what}: {message.message}", sent=message.sent, retryable=message.retryable)
+        return ConnectorFailure(
+            f"{pending.what}: {message.message}", sent=message.sent, retryable=message.retryable, answered=True
+        )
 
     def end(self, reason: str, *, retryable: bool) -> None:
         """End the process and its children now; calls in flight are lost."""

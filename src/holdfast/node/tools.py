@@ -9,7 +9,8 @@ from holdfast.action import Action, Effect, Verdict
 from holdfast.errors import PayloadError, ProtocolError, StepError, StepTimeout
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
-from holdfast.node.connectors import Connector, ConnectorFailure
+from holdfast.config import ConnectorSettings
+from holdfast.node.connectors import ConnectorFailure
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, Run, Stop, idempotency_key
 from holdfast.node.steps import backoff_us
@@ -43,10 +44,9 @@ async def _call(
     inc: Incarnation, message: wire.Tool, place: Place, record: Record | None, data: bytes, args: dict[str, object]
 ) -> None:
     run = inc.run
-    connector = run.services.connectors.find(run.header.tenant, message.name)
+    connector = run.services.connectors.settings(run.header.tenant, message.name)
     if connector is None:
-        names = ", ".join(run.services.connectors.names(run.header.tenant)) or "none"
-        raise StepError(f"there is no connector {message.name}; holdfast.toml has {names} for {run.header.tenant}")
+        raise StepError(f"there is no connector {message.name} for tenant {run.header.tenant}; name it in holdfast.toml")
     attempt = (record.attempt if record else 0) + 1
     action = Action(
         kind="tool",
@@ -61,24 +61,26 @@ async def _call(
 
 
 async def perform(
-    inc: Incarnation, message: wire.Tool, place: Place, connector: Connector, action: Action, data: bytes
+    inc: Incarnation, message: wire.Tool, place: Place, connector: ConnectorSettings, action: Action, data: bytes
 ) -> None:
     """Make attempts until one succeeds or none is left."""
     run = inc.run
     key = idempotency_key(run.state.run, place.id)
-    last = action.attempt + max(message.retry.attempts, connector.attempts, 1) - 1
+    retry = _retry(message, connector)
+    last = action.attempt + retry.attempts - 1
+    asked, own = message.timeout_us, connector.timeout
+    timeout = min(asked, own) if asked and own else asked or own
     while True:
         passage = await run.gate(action, place, data, key=key, undo=connector.undo, streams=inc.prefix())
         if passage.written is None:
             inc.denied(message.id, passage)
             return
-        timeout = min(t for t in (message.timeout_us, connector.timeout_us) if t) if message.timeout_us else connector.timeout_us
         try:
             value = await run.services.connectors.call(
-                run.header.tenant, message.name, data, key, timeout, run.services.before_dial
+                run.header.tenant, message.name, load(data), key, timeout, run.services.before_dial
             )
         except ConnectorFailure as failure:
-            if await _failed(inc, message, place, action, passage.verdict, failure, last):
+            if await _failed(inc, message, place, action, passage.verdict, failure, retry, last):
                 action = msgspec.structs.replace(action, attempt=action.attempt + 1)
                 continue
             return
@@ -93,6 +95,13 @@ async def perform(
         return
 
 
+def _retry(message: wire.Tool, connector: ConnectorSettings) -> wire.Retry:
+    """The author's wish where there is one, otherwise the operator's."""
+    if message.retry.attempts > 1:
+        return message.retry
+    return wire.Retry(attempts=connector.retries + 1, backoff_us=connector.backoff)
+
+
 async def _failed(
     inc: Incarnation,
     message: wire.Tool,
@@ -100,6 +109,7 @@ async def _failed(
     action: Action,
     verdict: Verdict,
     failure: ConnectorFailure,
+    retry: wire.Retry,
     last: int,
 ) -> bool:
     run = inc.run
@@ -109,8 +119,10 @@ async def _failed(
     if unknown and action.effect == Effect.IRREVERSIBLE:
         raise doubt(run, place.id, f"{text}; whether it happened is not known")
     code = StepTimeout.code if failure.timeout else StepError.code
-    if action.attempt < last and failure.retryable:
-        at = run.services.clock.now() + backoff_us(message.retry, action.attempt)
+    # An irreversible call that left is not tried again, whatever the receiver said of it.
+    final = failure.sent and action.effect == Effect.IRREVERSIBLE
+    if action.attempt < last and failure.retryable and not final:
+        at = run.services.clock.now() + backoff_us(retry, action.attempt)
         data = {"id": place.id, "attempt": action.attempt, "code": code, "message": text, "retry_at": at}
         run.recorder.note(run.recorder.draft(Kind.ATTEMPT_FAILED, data), settle)
         await run.recorder.flush()

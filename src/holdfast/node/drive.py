@@ -1,0 +1,493 @@
+"""Drive one run: from the claim of its stream to its end, or until it waits and needs no process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from holdfast import wire
+from holdfast.action import Action, Effect, Outcome, Settlement
+from holdfast.errors import HoldfastError, IsolationError, ProtocolError, StoreError
+from holdfast.gate import Control, Fenced
+from holdfast.journal.base import Appended, InboxItem, Patch, Store, StreamState
+from holdfast.journal.event import Event, Kind, Witness
+from holdfast.journal.fold import RunState, fold
+from holdfast.node import children, keep, models, steps, tools, waits
+from holdfast.node.channel import Channel
+from holdfast.node.deployment import materialise
+from holdfast.node.incarnation import Incarnation
+from holdfast.node.recorder import Recorder
+from holdfast.node.run import Place, Run, Stop
+from holdfast.node.services import Services
+from holdfast.policy.decide import settlements
+from holdfast.policy.kills import matches
+from holdfast.sandbox.base import Boundary, Label, Level, Limits, Mount, Spec
+from holdfast.sandbox.base import Channel as Socket
+from holdfast.sandbox.interpreter import interpreter_mounts, worker_argv
+from holdfast.values import load
+
+HANDLERS = (children, keep, models, steps, tools, waits)
+"""The modules that register what a worker's messages do."""
+READY_TIMEOUT = 60.0
+"""Seconds within which a worker must speak and have loaded its code."""
+MAX_LOSSES = 3
+"""Workers that may die in a row without progress before the run fails."""
+CODE = Path("/code")
+_ENDS = frozenset({Kind.RUN_KILLED, Kind.RUN_TERMINATED, Kind.RUN_DENIED, Kind.RUN_FAILED, Kind.RUN_COMPLETED})
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class Driver:
+    """One run's driver on this node."""
+
+    def __init__(
+        self,
+        services: Services,
+        *,
+        stream: StreamState,
+        epoch: int,
+        level: Level,
+        limits: Limits,
+        control: Control,
+        writer: Any,
+        node: str,
+        grace: float,
+    ) -> None:
+        self._services = services
+        self._stream = stream
+        self._level = level
+        self._limits = limits
+        self._grace = grace
+        self._store: Store = services.store
+        self._poked = asyncio.Event()
+        self._inc: Incarnation | None = None
+        self.boundary: Boundary | None = None
+        header = stream.header
+        events = history(self._store, stream)
+        state = fold(events)
+        recorder = Recorder(
+            state, epoch=epoch, node=node, writer=writer, clock=services.clock, on_failure=self._on_failure
+        )
+        self.run = Run(
+            header=header,
+            state=state,
+            recorder=recorder,
+            bundle=services.bundle(state.created["bundle"]),
+            control=control,
+            services=services,
+            isolation=level.name,
+        )
+
+    # what the node calls
+
+    def poke(self) -> None:
+        """Something came into the run's inbox."""
+        self._poked.set()
+
+    def control_changed(self) -> None:
+        """Kills came or went: end the run at once when one is meant for it."""
+        facts = self.run.facts({}, None, None)
+        kill = next((k for k in self.run.control.kills if matches(k, facts)), None)
+        if kill is not None:
+            if self.boundary is not None:
+                self.boundary.kill()
+            message = f"{kill.scope} {kill.name} was killed: {kill.reason}".replace("  ", " ")
+            self.run.end(Stop(Kind.RUN_KILLED, code="killed", message=message, rule=f"kill:{kill.id}"))
+
+    async def drive(self) -> str:
+        """Drive until the run ends, waits, or this node may no longer; gives the run's status."""
+        run = self.run
+        try:
+            if run.state.final:
+                return run.state.status
+            if not await self._prepare():
+                return run.state.status
+            while await self._incarnate():
+                pass
+        except Stop as stop:
+            await self._conclude(stop)
+        except (Fenced, StoreError) as error:
+            log.warning("run let go", run=run.state.run, reason=str(error))
+        finally:
+            await self._end_boundary()
+        return run.state.status
+
+    def _on_failure(self, error: HoldfastError) -> None:
+        if self.boundary is not None:
+            self.boundary.kill()
+        self.run.failed(error)
+
+    # before a process
+
+    async def _prepare(self) -> bool:
+        """Bring the run up to date; says whether it needs a process now."""
+        run, state = self.run, self.run.state
+        self.control_changed()
+        if run.stop.done():
+            raise run.stop.result()
+        before = {record.id for record in state.waiting()}
+        await run.take_inbox(self._store.inbox(state.run))
+        for record in state.waiting():
+            await run.expire(record)
+        await run.feed()
+        if state.doubt:
+            return await self._rest("in_doubt")
+        if state.diverged:
+            return await self._rest("suspended")
+        for record in state.open():
+            if record.action.effect == Effect.IRREVERSIBLE and record.action.kind == "tool":
+                what = f"{record.id} was begun and its outcome is not known"
+                raise tools.doubt(run, record.id, what)
+        waiting = {record.id for record in state.waiting()}
+        if state.incarnation and state.status == "suspended" and waiting and waiting == before:
+            return await self._rest("suspended")
+        return True
+
+    async def _rest(self, status: str) -> bool:
+        """Nothing to do now: give the stream up until it is woken."""
+        state = self.run.state
+        patch = Patch(status=status, ready_at=state.wake_at, set_ready=True, release=True)
+        await self.run.recorder.write(patch=patch)
+        return False
+
+    # one process
+
+    async def _incarnate(self) -> bool:
+        """Run one worker to its end; says whether another is needed."""
+        run, state = self.run, self.run.state
+        await self._fetch_results()
+        inc = Incarnation(run, state.incarnation + 1)
+        self._inc = inc
+        run.stop = asyncio.get_running_loop().create_future()
+        self.control_changed()
+        try:
+            await self._start(inc)
+            return await self._follow(inc)
+        finally:
+            inc.close()
+            await self._end_boundary()
+
+    async def _fetch_results(self) -> None:
+        state = self.run.state
+        wanted = [r for r in state.records.values() if r.state == "done" and r.result and r.value is None]
+        found = self._store.payloads(state.tenant, [record.result for record in wanted])
+        for record in wanted:
+            record.value = found.get(record.result)
+
+    async def _start(self, inc: Incarnation) -> None:
+        run, state, header = self.run, self.run.state, self.run.header
+        folder, deployment = materialise(self._store, header.deployment, self._services.home)
+        input_ = await self._services.payload(header.tenant, state.input)
+        if input_ is None:
+            raise Stop(Kind.RUN_FAILED, code="payload", message="the run's input was erased; it cannot go on")
+        outer, inner = socket.socketpair()
+        with contextlib.ExitStack() as sockets:
+            sockets.callback(inner.close)
+            spec = Spec(
+                argv=worker_argv("holdfast.agent.worker"),
+                label=Label(tenant=header.tenant, agent=header.agent, workflow=header.workflow, run=header.stream),
+                home=self._services.home,
+                mounts=(*interpreter_mounts(), Mount(source=folder, target=CODE)),
+                env=_environment(header.stream),
+                channels=(Socket(variable="HOLDFAST_CHANNEL", inner=inner),),
+                limits=self._limits,
+            )
+            try:
+                self.boundary = await self._unless_stopped(self._level.start(spec))
+            except IsolationError as error:
+                outer.close()
+                raise Stop(Kind.RUN_FAILED, code=error.code, message=str(error)) from None
+            except BaseException:
+                outer.close()
+                raise
+        inc.channel = await Channel.open(outer, inc.on_message, inc.on_end)
+        await self._said(inc, inc.ready, "speak")
+        data = {"incarnation": inc.number, "held": self.boundary.held, "python": inc.ready.result().python}
+        started = run.recorder.draft(Kind.RUN_STARTED, data)
+        # What a dead incarnation had reserved is settled: sent calls in full, since what became of them is not known.
+        settle: list[Settlement] = []
+        for record in state.open():
+            sent = record.action.kind in ("llm", "tool")
+            settle += settlements(record.reservations, sent=sent)
+        write = asyncio.ensure_future(
+            run.recorder.write(started, settle=tuple(settle), patch=Patch(status="running", set_ready=True))
+        )
+        inc.send(
+            wire.Begin(
+                version=wire.VERSION,
+                run=header.stream,
+                tenant=header.tenant,
+                root=str(CODE) if self._level.name != "process" else str(folder),
+                target=deployment.target,
+                workflow=header.workflow,
+                input=inc.channel.pack(input_),
+            )
+        )
+        await write
+
+    async def _said(self, inc: Incarnation, word: asyncio.Future[Any], what: str) -> None:
+        """Wait for a worker's word, for its end, for a stop, or for the time to be up."""
+        try:
+            async with asyncio.timeout(READY_TIMEOUT):
+                await self._any(word, inc.ended, self.run.stop)
+        except TimeoutError:
+            message = f"the worker did not {what} within {READY_TIMEOUT:g} s"
+            raise Stop(Kind.RUN_FAILED, code="timeout", message=message) from None
+        if self.run.stop.done():
+            raise self.run.stop.result()
+
+    async def _any(self, *futures: asyncio.Future[Any]) -> None:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+        """Finish starting even when a stop comes: what was started must be ended too."""
+        return await asyncio.shield(asyncio.ensure_future(work))
+
+    async def _follow(self, inc: Incarnation) -> bool:
+        run = self.run
+        assert self.boundary is not None
+        exit_ = asyncio.ensure_future(self.boundary.wait())
+        loading = asyncio.get_running_loop().call_later(READY_TIMEOUT, self._not_loaded, inc)
+        idle: asyncio.Task[Any] | None = None
+        poked: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                idle = idle or asyncio.ensure_future(inc.idle.wait())
+                poked = poked or asyncio.ensure_future(self._poked.wait())
+                await self._any(inc.ended, run.stop, exit_, idle, poked)
+                if run.stop.done():
+                    return await self._stopped(run.stop.result())
+                if inc.ended.done():
+                    return await self._ended(inc)
+                if poked.done():
+                    poked = None
+                    self._poked.clear()
+                    await run.take_inbox(self._store.inbox(run.state.run))
+                if exit_.done():
+                    # What it said last may still be in the channel: the channel's end decides.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(asyncio.shield(inc.ended), 5)
+                    return await self._ended(inc)
+                if idle.done():
+                    idle = None
+                    if await self._suspend(inc):
+                        return False
+        finally:
+            loading.cancel()
+            for task in (idle, poked, exit_):
+                if task is not None:
+                    task.cancel()
+
+    def _not_loaded(self, inc: Incarnation) -> None:
+        if not inc.loaded.done():
+            message = f"the code was not imported within {READY_TIMEOUT:g} s"
+            self.run.end(Stop(Kind.RUN_FAILED, code="timeout", message=message))
+
+    async def _suspend(self, inc: Incarnation) -> bool:
+        """Every branch waits: after a short grace the process goes."""
+        run = self.run
+        poked = asyncio.ensure_future(self._poked.wait())
+        try:
+            await asyncio.wait(
+                [inc.ended, run.stop, poked], timeout=self._grace_left(), return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            poked.cancel()
+        if not inc.idle.is_set() or inc.ended.done() or run.stop.done() or self._poked.is_set():
+            await asyncio.sleep(0)
+            return False
+        if any(record.state != "waiting" for record in run.state.records.values() if not record.finished and record.state != "open"):
+            return False
+        inc.close()
+        suspended = run.recorder.draft(Kind.RUN_SUSPENDED, {"waiting": [r.id for r in run.state.waiting()]})
+        patch = Patch(status="suspended", ready_at=run.state.wake_at, set_ready=True, release=True)
+        await run.recorder.write(suspended, patch=patch)
+        return True
+
+    def _grace_left(self) -> float:
+        """A timer that is due soon is cheaper waited for than resumed from."""
+        wake = self.run.state.wake_at
+        if wake is None:
+            return self._grace
+        due = (wake - self._services.clock.now()) / 1e6
+        return max(self._grace, due + 0.05) if due < max(self._grace, 1.0) else self._grace
+
+    # how a process ends
+
+    async def _ended(self, inc: Incarnation) -> bool:
+        """The worker's side ended; says whether another incarnation follows."""
+        said = inc.ended.result() if inc.ended.done() else None
+        if isinstance(said, wire.Done):
+            left = inc.unserved()
+            if left:
+                message = f"the workflow ended before {left}, which its journal holds; restore the code and resume"
+                return await self._stopped(Stop(Kind.RUN_DIVERGED, code="diverged", message=message))
+            return await self._complete(said.value.data)
+        if isinstance(said, wire.Failed):
+            kind = Kind.RUN_DENIED if said.code == "denied" else Kind.RUN_FAILED
+            message = f"{said.error}: {said.message}" if said.error and not said.code else said.message
+            return await self._stopped(Stop(kind, code=said.code, message=message, rule=said.rule), trace=said.trace)
+        if isinstance(said, ProtocolError):
+            return await self._stopped(Stop(Kind.RUN_FAILED, code=said.code, message=f"the worker broke the protocol: {said}"))
+        return await self._lost()
+
+    async def _lost(self) -> bool:
+        """The process is gone without a word."""
+        run = self.run
+        assert self.boundary is not None
+        self.boundary.kill()
+        exit_ = await self.boundary.wait()
+        await run.recorder.flush()
+        data = {"reason": exit_.reason.value, "status": exit_.status}
+        await run.recorder.write(run.recorder.draft(Kind.WORKER_LOST, data))
+        if run.state.losses >= MAX_LOSSES:
+            words = {"out_of_memory": "ran out of memory", "crashed": "crashed", "killed": "was killed"}
+            how = words.get(exit_.reason.value, f"exited with status {exit_.status}")
+            message = f"the worker {how}, {MAX_LOSSES} times in a row without progress"
+            return await self._stopped(Stop(Kind.RUN_FAILED, code="worker_lost", message=message))
+        for record in run.state.open():
+            if record.action.effect == Effect.IRREVERSIBLE and record.action.kind == "tool":
+                return await self._stopped(
+                    tools.doubt(run, record.id, f"{record.id} was begun and its outcome is not known")
+                )
+        return True
+
+    async def _stopped(self, stop: Stop, trace: str = "") -> bool:
+        if stop.kind == Kind.WORKER_LOST and stop.code == "timeout":
+            # A step overran: its process goes, the run does not.
+            if self._inc is not None:
+                self._inc.close()
+            await self._end_boundary()
+            await self.run.recorder.flush()
+            return True
+        if stop.kind == Kind.WORKER_LOST:
+            raise StoreError(stop.message) if stop.code != "fenced" else Fenced(stop.message)
+        await self._conclude(stop, trace)
+        return False
+
+    async def _complete(self, value: bytes) -> bool:
+        """The workflow returned: its output passes its gate, and the run ends with the same commit."""
+        run = self.run
+        action = Action(kind="output", name=run.header.workflow, id="output", args={"value": load(value)})
+        while True:
+            passage = await run.decide(action)
+            verdict = passage.verdict
+            stored = msgspec.structs.replace(action, args={})
+            data = {"action": stored, "facts": passage.facts, "verdict": verdict}
+            if not verdict.allowed:
+                if verdict.outcome is Outcome.REQUIRE_APPROVAL:
+                    at = Place("output", "", 1 << 30)
+                    passage = await run.gate(action, at, value)
+                    if passage.written is not None:
+                        continue
+                stop = Stop(Kind.RUN_DENIED, code="denied", message=passage.verdict.reason, rule=passage.verdict.rule)
+                await self._conclude(stop)
+                return False
+            if await self._finish(Kind.RUN_COMPLETED, data, {"output": value}, generation=passage.facts.kill_generation):
+                return False
+            run.control.refresh()
+
+    async def _conclude(self, stop: Stop, trace: str = "") -> None:
+        """The run stops: for good, or until a person settles what is open."""
+        run = self.run
+        if self.boundary is not None:
+            self.boundary.kill()
+        if self._inc is not None:
+            self._inc.close()
+        data: dict[str, Any] = {"code": stop.code, "message": stop.message, "rule": stop.rule}
+        if stop.kind in _ENDS:
+            await self._finish(stop.kind, data, {"trace": trace.encode()} if trace else None)
+            return
+        if stop.kind == Kind.RUN_IN_DOUBT:
+            data["id"], status = stop.rule, "in_doubt"
+        else:
+            data["id"], status = "", "suspended"
+        if stop.kind == Kind.RUN_DIVERGED:
+            data["id"] = "diverged"
+        draft = run.recorder.draft(stop.kind, data)
+        patch = Patch(status=status, ready_at=None, set_ready=True, release=True)
+        await run.recorder.write(draft, patch=patch)
+
+    async def _finish(
+        self, kind: Kind, data: dict[str, Any], payloads: dict[str, bytes] | None, generation: int | None = None
+    ) -> bool:
+        """Write the run's last event, settle what it still held, tell its parent; False when a kill came first."""
+        run, state, header = self.run, self.run.state, self.run.header
+        await run.recorder.flush()
+        settle: list[Settlement] = []
+        for record in state.open():
+            settle += settlements(record.reservations, sent=record.action.kind in ("llm", "tool"))
+        deliver: tuple[InboxItem, ...] = ()
+        if header.parent:
+            told = {"run": header.stream, "status": _STATUS[kind], "message": data.get("message", "")}
+            deliver = (
+                InboxItem(
+                    tenant=header.tenant,
+                    stream=header.parent,
+                    kind="child",
+                    data=told,
+                    payload=(payloads or {}).get("output", b""),
+                    principal=header.principal,
+                    auth=header.auth,
+                    at=self._services.clock.now(),
+                ),
+            )
+        witness = Witness.BOUNDARY if kind in (Kind.RUN_COMPLETED, Kind.RUN_FAILED) else Witness.NODE
+        result = await run.recorder.write(
+            run.recorder.draft(kind, data, payloads, witness=witness),
+            settle=tuple(settle),
+            kill_generation=generation,
+            deliver=deliver,
+            patch=Patch(status=_STATUS[kind], ready_at=None, set_ready=True, release=True),
+        )
+        if isinstance(result, Appended) and header.parent:
+            self._services.nudge(header.parent)
+        return isinstance(result, Appended)
+
+    async def _end_boundary(self) -> None:
+        boundary, self.boundary = self.boundary, None
+        if boundary is not None:
+            boundary.kill()
+            await boundary.close()
+
+
+_STATUS = {
+    Kind.RUN_COMPLETED: "completed",
+    Kind.RUN_FAILED: "failed",
+    Kind.RUN_DENIED: "denied",
+    Kind.RUN_TERMINATED: "terminated",
+    Kind.RUN_KILLED: "killed",
+}
+
+
+def history(store: Store, stream: StreamState) -> list[Event]:
+    """The events that a run's state follows from: its first, and those since it last began anew."""
+    events = store.events(stream.header.stream)
+    if stream.replay_from > 1:
+        return [events[0], *events[stream.replay_from - 1 :]]
+    return events
+
+
+def state_of(store: Store, stream: StreamState) -> RunState:
+    """A run's state, folded."""
+    return fold(history(store, stream))
+
+
+def _environment(run: str) -> dict[str, str]:
+    return {
+        "HOLDFAST_RUN_ID": run,
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
