@@ -16,6 +16,7 @@ CODES = {
     "event.epoch": "an event was written under an older epoch than the one before it",
     "log.cut": "a log is shorter than its signed head",
     "log.root": "a log does not give the root that was signed",
+    "log.unreadable": "a log cannot be read",
     "log.row": "a tenant's row says something else than its log",
     "head.missing": "a log has no signed head",
     "head.damaged": "a signed head cannot be read",

@@ -1,0 +1,80 @@
+"""What only an auditor asks of a journal: rows as they stand, to be compared with what events say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from holdfast.journal.reading import Reader
+
+_CHUNK = 400
+"""Parameters of one IN list, at most."""
+
+
+class StreamHead(msgspec.Struct, frozen=True):
+    """What a stream's row says of its events."""
+
+    stream: str
+    status: str
+    epoch: int
+    seq: int
+    head: str
+    """Leaf (hex) of the latest event."""
+
+
+class Evidence(Reader):
+    """Reads for verification."""
+
+    def log_tenants(self) -> list[str]:
+        """Every tenant that has a row, an event or a payload, sorted: also one whose row was removed."""
+        found: set[str] = {tenant.name for tenant in self.tenants()}
+        for table in ("events", "payloads"):
+            last = ""
+            # One look at the index for each tenant, instead of a pass over all rows.
+            while rows := self._query(
+                f"SELECT tenant FROM {table} WHERE tenant > ? ORDER BY tenant LIMIT 1",  # noqa: S608
+                (last,),
+            ):
+                last = rows[0][0]
+                found.add(last)
+        return sorted(found)
+
+    def log_extent(self, tenant: str) -> tuple[int, list[StreamHead]]:
+        """Size of a tenant's log and what its streams' rows say, all as of one moment."""
+        rows = self._query(
+            "SELECT t.log_size, s.stream, s.status, s.epoch, s.seq, s.head FROM tenants t "
+            "LEFT JOIN streams s ON s.tenant = t.name WHERE t.name = ?",
+            (tenant,),
+        )
+        return (rows[0][0] if rows else 0, [StreamHead(*row[1:]) for row in rows if row[1] is not None])
+
+    def payload_count(self, tenant: str) -> int:
+        """Rows of ``payloads`` of a tenant."""
+        return int(self._query("SELECT count(*) FROM payloads WHERE tenant = ?", (tenant,))[0][0])
+
+    def payload_states(self, tenant: str, commitments: Sequence[str]) -> dict[str, str]:
+        """How the payloads stand that have a row: ``held``, ``erased`` (by :meth:`erase`), or ``lost`` (their key is
+        gone and no erasure is on record).
+        """
+        found: dict[str, str] = {}
+        for start in range(0, len(commitments), _CHUNK):
+            part = commitments[start : start + _CHUNK]
+            marks = ", ".join("?" * len(part))
+            rows = self._query(
+                "SELECT p.commitment, CASE WHEN k.wrapped IS NOT NULL THEN 'held' "  # noqa: S608
+                "WHEN k.erased_at IS NOT NULL THEN 'erased' ELSE 'lost' END "
+                "FROM payloads p LEFT JOIN tenant_keys k ON k.tenant = p.tenant AND k.id = p.key_id "
+                f"WHERE p.tenant = ? AND p.commitment IN ({marks})",
+                (tenant, *part),
+            )
+            found.update(rows)
+        return found
+
+    def payload_names(self, tenant: str, *, after: str = "", limit: int = 1000) -> list[str]:
+        """Commitments that have a row, in order, from the first one after ``after`` on."""
+        rows = self._query(
+            "SELECT commitment FROM payloads WHERE tenant = ? AND commitment > ? ORDER BY commitment LIMIT ?",
+            (tenant, after, limit),
+        )
+        return [row[0] for row in rows]
