@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -83,8 +84,8 @@ class Host:
         self._writer = writer
         self._targets: dict[str, Target] = {}
         self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, "connector")
-        self._running: dict[int, asyncio.Task[None] | None] = {}
-        self._cancelled: set[int] = set()
+        self._running: dict[int, asyncio.Task[Result | Failure] | None] = {}
+        self._entered: set[int] = set()
 
     @property
     def busy(self) -> bool:
@@ -99,7 +100,8 @@ class Host:
         """
         while (message := await messages.read(reader, messages.host_decoder)) is not None:
             if isinstance(message, Invoke):
-                self._running[message.id] = asyncio.create_task(self._call(message))
+                task = self._running[message.id] = asyncio.create_task(self._call(message))
+                task.add_done_callback(functools.partial(self._answer, message.id))
             elif isinstance(message, Cancel):
                 self._cancel(message.id)
             elif message.version == messages.VERSION:
@@ -127,20 +129,22 @@ class Host:
                 faults[target] = f"{place} has no function {name}"
         return faults
 
-    async def _call(self, call: Invoke) -> None:
-        target = self._targets[call.target]
-        try:
-            answer = await self._enter(target, call)
-        except asyncio.CancelledError:
-            answer = Failure(call.id, "was cancelled", sent=True, retryable=True, timeout=True)
-        finally:
-            self._running.pop(call.id, None)
+    def _answer(self, number: int, task: asyncio.Task[Result | Failure]) -> None:
+        del self._running[number]
+        if task.cancelled():
+            # A task that is cancelled before its first step never runs: only here can it still be answered.
+            entered = number in self._entered
+            answer: Result | Failure = Failure(number, "was cancelled", sent=entered, retryable=True, timeout=True)
+        else:
+            answer = task.result()
+        self._entered.discard(number)
         try:
             self._send(answer)
         except ProtocolError as error:
-            self._send(Failure(call.id, str(error), sent=True))
+            self._send(Failure(number, str(error), sent=True))
 
-    async def _enter(self, target: Target, call: Invoke) -> Result | Failure:
+    async def _call(self, call: Invoke) -> Result | Failure:
+        target = self._targets[call.target]
         try:
             given = target.arguments(call)
         except TypeError as error:
@@ -148,6 +152,7 @@ class Host:
         if target.is_async:
             if late(call):
                 return too_late(call)
+            self._entered.add(call.id)
             try:
                 return finished(call, await target.function(**given))
             except asyncio.CancelledError:

@@ -426,7 +426,7 @@ class _Process:
         if message.trace:
             log.warning("connector %s raised at %s", pending.what, message.trace)
         if message.timeout:
-            return _timed_out(pending)
+            return _timed_out(pending, sent=message.sent)
         return ConnectorFailure(
             f"{pending.what}: {message.message}", sent=message.sent, retryable=message.retryable, answered=True
         )
@@ -498,9 +498,9 @@ def _settle(pending: _Pending, outcome: bytes | ConnectorFailure) -> None:
         pending.future.set_exception(outcome)
 
 
-def _timed_out(pending: _Pending) -> ConnectorFailure:
+def _timed_out(pending: _Pending, *, sent: bool = True) -> ConnectorFailure:
     return ConnectorFailure(
-        f"{pending.what} did not answer within {pending.timeout:g} s", sent=True, retryable=True, timeout=True
+        f"{pending.what} did not answer within {pending.timeout:g} s", sent=sent, retryable=True, timeout=True
     )
 
 
