@@ -11,7 +11,7 @@ from holdfast.errors import UsageError
 from holdfast.journal.base import Append, Draft, InboxItem, NodeRow, Refused, Result, Tenant
 from holdfast.journal.columns import INBOX
 from holdfast.journal.payloads import TenantKey
-from holdfast.journal.reading import Reader
+from holdfast.journal.evidence import Evidence
 from holdfast.journal.rows import FINAL
 from holdfast.journal.transaction import control, inbox_line, oversized
 
@@ -20,7 +20,7 @@ Execute = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 _T = TypeVar("_T")
 
 
-class SqlStore(Reader):
+class SqlStore(Evidence):
     """Everything of a store but its connection and its hot path."""
 
     heads: Mapping[str, bytes]
