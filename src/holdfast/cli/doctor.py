@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
@@ -96,6 +97,8 @@ def _checks(settings: config.Settings, home: Path) -> Iterator[tuple[str, Callab
     yield "home", lambda: _home(home)
     yield "variables", _variables
     yield "model", lambda: _model(settings)
+    yield "policies", lambda: _policies(settings)
+    yield "boundary", lambda: _boundary(settings)
 
 
 def _python() -> str:
@@ -126,6 +129,24 @@ def _variables() -> str:
     if unknown:
         raise Found(f"{', '.join(unknown)} mean nothing to Holdfast", "correct the name or unset it")
     return "every HOLDFAST_* variable is known"
+
+
+def _policies(settings: config.Settings) -> str:
+    from holdfast.policy.bundle import load
+
+    bundle = load(settings.policy.files)
+    source = f"in {len(settings.policy.files)} files" if settings.policy.files else "built in"
+    return f"{len(bundle.rules)} policies {source}, bundle {bundle.digest[:12]}"
+
+
+def _boundary(settings: config.Settings) -> str:
+    from holdfast.sandbox.levels import level
+
+    wanted = settings.sandbox.level
+    found = asyncio.run(level(wanted, uid_range=settings.sandbox.uid_range).probe())
+    if not found.available:
+        raise Found(f"{wanted} is not to be had: {found.reason}", found.cure)
+    return f"{wanted} started in {found.seconds * 1000:.0f} ms"
 
 
 def _model(settings: config.Settings) -> str:

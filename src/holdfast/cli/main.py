@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast import config
-from holdfast.cli import approvals, doctor, exits, kill, output, policy, run, runs, serve, tenant
+from holdfast.cli import approvals, audit, doctor, exits, kill, output, policy, run, runs, sandbox, serve, tenant
 from holdfast.errors import HoldfastError
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ for _name, _noun in (
     ("kill", kill),
     ("tenant", tenant),
     ("policy", policy),
+    ("audit", audit),
+    ("sandbox", sandbox),
 ):
     app.add_typer(_noun.app, name=_name, rich_help_panel=None)
 app.command("doctor")(doctor.doctor)

@@ -10,8 +10,8 @@ import typer
 from holdfast.cli import exits, opening, output
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.node.views import RunView
+from holdfast.sandbox.levels import NAMES as LEVELS
 
-LEVELS = ("namespace", "process", "landlock", "container", "gvisor", "microvm")
 TIMER_US = 60_000_000
 """A run that waits for a timer below this is waited for."""
 
