@@ -9,7 +9,7 @@ import msgspec
 
 from holdfast.llm import answers, sse
 from holdfast.llm.base import BeforeDial, Delta, LLMFailure, LLMRequest, LLMResponse, Usage
-from holdfast.llm.http import Answer, Timing, Transport, clean, refused
+from holdfast.llm.http import Answer, Timing, Transport, as_dict, as_object, as_text, clean, refused
 
 BASE_URL = "https://api.anthropic.com"
 VERSION = "2023-06-01"
@@ -114,29 +114,29 @@ class _Message:
 
     async def event(self, event: sse.Event) -> None:
         """Take one event of a stream. Types that are not known are passed over, as the protocol asks."""
-        data = _object(event.data)
+        data = as_object(event.data)
         if data is None:
             raise self._unreadable()
         kind = data.get("type")
         if kind == "message_start":
-            self._head(_dict(data.get("message")))
+            self._head(as_dict(data.get("message")))
         elif kind == "content_block_start":
-            block = _dict(data.get("content_block"))
+            block = as_dict(data.get("content_block"))
             if block.get("type") == "text" and block.get("text"):
                 await self._say(block["text"])
         elif kind == "content_block_delta":
-            delta = _dict(data.get("delta"))
+            delta = as_dict(data.get("delta"))
             if delta.get("type") == "text_delta":
                 await self._say(delta.get("text"))
             elif delta.get("type") == "input_json_delta" and isinstance(delta.get("partial_json"), str):
                 self._partial.append(delta["partial_json"])
         elif kind == "message_delta":
-            self._count(_dict(data.get("usage")))
-            self._stop_reason = _text(_dict(data.get("delta")).get("stop_reason")) or self._stop_reason
+            self._count(as_dict(data.get("usage")))
+            self._stop_reason = as_text(as_dict(data.get("delta")).get("stop_reason")) or self._stop_reason
         elif kind == "message_stop":
             self._ended = True
         elif kind == "error":
-            fault = _dict(data.get("error"))
+            fault = as_dict(data.get("error"))
             name = clean(fault.get("type"), self._secret, 60) or "error"
             raise LLMFailure(
                 f"anthropic broke off its answer: {name}: {clean(fault.get('message'), self._secret)}",
@@ -147,16 +147,16 @@ class _Message:
 
     async def whole(self, body: bytes) -> None:
         """Take an answer that came in one piece."""
-        data = _object(body)
+        data = as_object(body)
         if data is None or not isinstance(data.get("content"), list):
             raise self._unreadable()
         self._head(data)
-        for block in map(_dict, data["content"]):
+        for block in map(as_dict, data["content"]):
             if block.get("type") == "text":
                 await self._say(block.get("text"))
             elif block.get("type") == "tool_use" and self._tool_input is None:
                 self._tool_input = block.get("input")
-        self._stop_reason = _text(data.get("stop_reason"))
+        self._stop_reason = as_text(data.get("stop_reason"))
         self._ended = True
 
     async def response(self, operation: str, request: LLMRequest, answer: Answer) -> LLMResponse:
@@ -170,7 +170,7 @@ class _Message:
                 "anthropic ended its answer in the middle", retryable=True, sent=True, usage=self._so_far()
             )
         if self._partial and self._tool_input is None:
-            self._tool_input = _object("".join(self._partial))
+            self._tool_input = as_object("".join(self._partial))
         usage, text = self._figures(), "".join(self._text)
         value = await answers.value(
             operation, request, tool_input=self._tool_input, text=text, stop_reason=self._stop_reason, usage=usage
@@ -191,9 +191,9 @@ class _Message:
                 await self._on_delta(text)
 
     def _head(self, message: dict[str, Any]) -> None:
-        self._id = _text(message.get("id"))
-        self._model = _text(message.get("model"))
-        self._count(_dict(message.get("usage")))
+        self._id = as_text(message.get("id"))
+        self._model = as_text(message.get("model"))
+        self._count(as_dict(message.get("usage")))
 
     def _count(self, usage: dict[str, Any]) -> None:
         # Figures of a stream are cumulative: the latest stands.
@@ -224,21 +224,5 @@ class _Message:
 
 
 def _fault(body: bytes, secret: str) -> tuple[str, str]:
-    error = _dict((_object(body) or {}).get("error"))
+    error = as_dict((as_object(body) or {}).get("error"))
     return clean(error.get("type"), secret, 60) or "error", clean(error.get("message"), secret)
-
-
-def _object(data: bytes | str) -> dict[str, Any] | None:
-    try:
-        loaded = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    return loaded if isinstance(loaded, dict) else None
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: Any) -> str:
-    return value[:200] if isinstance(value, str) else ""

@@ -309,6 +309,25 @@ def clean(text: Any, secret: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def as_object(data: bytes | str) -> dict[str, Any] | None:
+    """A JSON object; None when it is anything else."""
+    try:
+        loaded = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return loaded if isinstance(loaded, dict) else None
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """A member that should be an object; an empty one when it is not."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_text(value: Any) -> str:
+    """A member that should be a short text; empty when it is not."""
+    return value[:200] if isinstance(value, str) else ""
+
+
 def _cause(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return clean(text, "", 120)

@@ -201,4 +201,13 @@ def _anthropic(key: str, base: str, variable: str, timing: Timing, env: Mapping[
     return Anthropic(key, base or BASE_URL, key_name=variable, timing=timing, env=env)
 
 
-_BUILDERS: dict[str, Callable[[str, str, str, Timing, Mapping[str, str]], Provider]] = {"anthropic": _anthropic}
+def _openai(key: str, base: str, variable: str, timing: Timing, env: Mapping[str, str]) -> Provider:
+    from holdfast.llm.openai import BASE_URL, OpenAI
+
+    return OpenAI(key, base or BASE_URL, key_name=variable, timing=timing, env=env)
+
+
+_BUILDERS: dict[str, Callable[[str, str, str, Timing, Mapping[str, str]], Provider]] = {
+    "anthropic": _anthropic,
+    "openai": _openai,
+}

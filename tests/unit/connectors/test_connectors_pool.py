@@ -237,6 +237,7 @@ def test_failures_say_what_happened(
             await node.call(name, args)
         failure = caught.value
         assert (failure.sent, failure.retryable, failure.timeout) == (sent, retryable, False)
+        assert failure.answered == (len(node.dials) == 1 and name != "crash")
         assert len(node.dials) <= 1
         assert await node.call("plain", {"amount": 1}) == 1
 
