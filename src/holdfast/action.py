@@ -179,7 +179,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     active_at: int = 0
     """When the run last made progress: its last outcome."""
     counters: Mapping[str, int] = {}
-    """Of this run: ``steps``, ``llm_calls``, ``tool_calls``, ``tool_calls:NAME``, ``tokens``, ``cost`` (nano-dollars)."""
+    """Of this run: ``steps``, ``llm_calls``, ``tool_calls``, ``tool_calls:NAME``, ``tokens``, ``cost`` (nano-dollars).
+    They count what came before this action and what is under way beside it, not the action itself."""
     price: Price | None = None
     """Of ``action.model``; None when it is not known, which denies where money is limited."""
     kills: tuple[Kill, ...] = ()
@@ -189,7 +190,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     approval_state: str = ""
     """Empty, or how the request for approval of this very action ended: approved, denied, expired."""
     recent: tuple[str, ...] = ()
-    """Digests of the run's latest tool calls, oldest first (at most 64)."""
+    """Digests of the run's latest tool calls before this action, oldest first (at most 64)."""
     refusals: Mapping[str, Refusal] = {}
     """Reservations that did not fit, by key, when this action was last tried."""
     labels: tuple[str, ...] = ()

@@ -61,7 +61,13 @@ def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
             except Exception as error:  # noqa: BLE001 - whatever failed, the rule denies below
                 court.hear(rule, failed(error))
                 continue
-        finding = consult(rule, action, facts, scene)
+        # As consult() does, without the call: this loop runs for every rule of every step.
+        try:
+            if rule.when is not None and not rule.when(scene):
+                continue
+            finding = rule.category.before(action, facts, rule)
+        except Exception as error:  # noqa: BLE001 - fail closed: what cannot be decided is denied
+            finding = failed(error)
         if finding is not None:
             court.hear(rule, finding)
     return court.verdict()
@@ -73,14 +79,14 @@ def consult(rule: Rule, action: Action, facts: Facts, scene: Scene | None) -> Fi
         if rule.when is not None and not rule.when(scene):
             return None
         return rule.category.before(action, facts, rule)
-    except Unanswered as error:
-        return Breach(reason=f"its condition gave no answer: {error}", outcome=_DENY)
     except Exception as error:  # noqa: BLE001 - fail closed: what cannot be decided is denied
         return failed(error)
 
 
 def failed(error: Exception) -> Breach:
     """The objection of a rule that raised. Says the type only: a message could hold what the action carries."""
+    if isinstance(error, Unanswered):
+        return Breach(reason=f"its condition gave no answer: {error}", outcome=_DENY)
     return Breach(reason=f"the rule failed ({type(error).__name__}), so it denies", outcome=_DENY)
 
 

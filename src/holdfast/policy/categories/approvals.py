@@ -114,11 +114,9 @@ def asked(spec: ApprovalSpec, facts: Facts) -> Breach | Granted:
         return Granted(reason=f"approved by {', '.join(people)}", facts={"approved_by": people, "quorum": spec.quorum})
     if facts.approval_state == "denied":
         return Breach(reason="the request for approval was denied")
+    if facts.approval_state and spec.on_expiry == "approve":
+        return Granted(reason="nobody answered in time, and the policy then approves", facts={"quorum": spec.quorum})
     if facts.approval_state == "expired":
-        if spec.on_expiry == "approve":
-            return Granted(
-                reason="nobody answered in time, and the policy then approves", facts={"quorum": spec.quorum}
-            )
         return Breach(reason="nobody answered the request for approval in time")
     who = " or ".join(spec.approvers) or "any authenticated principal"
     return Breach(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ Window = Literal["call", "run", "tree", "hour", "day", "month", "total"]
 Per = Literal["tenant", "agent", "principal"]
 LIMITS = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
 PER_MILLION = 1_000_000
+_HOUR = 3_600_000_000
 
 _WINDOW = (
     "what is counted together: one call, a run, a run with all its descendants (tree), "
@@ -189,9 +191,12 @@ def key(category: str, rule: Rule, facts: Facts) -> str:
 
 def span(window: str, now: int) -> str:
     """The calendar window (UTC) that holds a time, as part of a key: ``day/2026-03-01``."""
-    if window == "total":
-        return "total"
-    at = datetime.datetime.fromtimestamp(now // 1_000_000, datetime.UTC)
+    return "total" if window == "total" else _span(window, now // _HOUR)
+
+
+@functools.lru_cache(maxsize=64)
+def _span(window: str, hour: int) -> str:
+    at = datetime.datetime.fromtimestamp(hour * 3600, datetime.UTC)
     form = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}[window]
     return f"{window}/{at.strftime(form)}"
 
