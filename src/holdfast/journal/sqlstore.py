@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from holdfast.errors import UsageError
 from holdfast.journal.base import Append, Draft, InboxItem, NodeRow, Refused, Result, Tenant
 from holdfast.journal.columns import INBOX
-from holdfast.journal.payloads import TenantKey
 from holdfast.journal.evidence import Evidence
+from holdfast.journal.payloads import TenantKey
 from holdfast.journal.rows import FINAL
 from holdfast.journal.transaction import control, inbox_line, oversized
 
