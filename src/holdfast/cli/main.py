@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast import config
-from holdfast.cli import approvals, audit, doctor, exits, kill, output, policy, run, runs, sandbox, serve, tenant
+from holdfast.cli import approvals, audit, demo, doctor, exits, kill, output, policy, run, runs, sandbox, serve, tenant
 from holdfast.errors import HoldfastError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command("demo")(demo.demo)
 app.command("run")(run.run)
 for _name, _noun in (
     ("runs", runs),

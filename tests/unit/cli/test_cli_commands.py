@@ -265,7 +265,7 @@ def test_serve_says_when_it_is_ready(shell: Any) -> None:
     [
         (["run", "a.py:A", "--input", "{"], "--input is not JSON"),
         (["run", "a.py:A", "--input", "@none.json"], "@none.json cannot be read: No such file"),
-        (["run", "a.py:A", "--isolation", "jail"], "jail is not an isolation level; use one of namespace"),
+        (["run", "a.py:A", "--isolation", "jail"], "jail is not an isolation level; use one of process"),
         (["run"], "Missing argument 'target'"),
         (["run", "a.py:A", "--colour", "red"], "No such option: --colour"),
         (["runs", "lsit"], "No such command 'lsit'"),
