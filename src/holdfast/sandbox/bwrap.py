@@ -31,16 +31,11 @@ _MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = (
     "/etc/ld.so.cache",
     "/etc/alternatives",
-    "/etc/localtime",
-    "/etc/mime.types",
     "/etc/ssl/certs",
-    "/etc/ssl/openssl.cnf",
-    "/etc/ca-certificates",
     "/etc/pki/ca-trust/extracted",
     "/etc/pki/tls/certs",
 )
-"""Of the host's ``/etc``: what programs need to load and to check certificates; nothing that names the host or its
-people."""
+"""Of the host's ``/etc``: what programs need to load and to check certificates. Nothing there names the host."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +73,8 @@ def arguments(plan: Plan) -> list[str]:
         out.append("--disable-userns")
     out += system()
     for fd, target in ((plan.passwd, "/etc/passwd"), (plan.group, "/etc/group"), (plan.hosts, "/etc/hosts")):
-        out += ["--ro-bind-data", str(fd), target]
+        # A copy, not a mount: each mount costs a start a third of a millisecond.
+        out += ["--perms", "0444", "--file", str(fd), target]
     out += ["--proc", "/proc"] if plan.fresh_proc else ["--dir", "/proc"]
     out += ["--dev", "/dev"]
     size = [] if plan.limits.disk is None else ["--size", str(plan.limits.disk)]

@@ -179,8 +179,8 @@ def _gone(entry: Entry, fds: list[int], deadline: float) -> bool:
 def strike(entry: Entry) -> list[int]:
     """SIGKILL to all of a boundary; gives pidfds to wait on, which the caller closes.
 
-    Where there is a namespace, to its first process alone: the outer one reaps it and ends by itself. Killed at once, it
-    would leave a zombie to a pid 1 of the host's or container's that may not reap.
+    Where there is a namespace, to its first process alone: the outer one reaps it and ends by itself. Killed at once,
+    it would leave a zombie to a pid 1 of the host's or container's that may not reap.
     """
     if entry.level != "process":
         target = entry.init if entry.init is not None and procs.alive(entry.init) else entry.outer
@@ -198,7 +198,7 @@ def strike(entry: Entry) -> list[int]:
 
 
 def stragglers(entry: Entry) -> list[int]:
-    """Pidfds of what belongs to a boundary without a pid namespace: its tree, and whoever carries its mark."""
+    """Pidfds of what belongs to a boundary without a pid namespace: its tree, and who carries its mark."""
     mark = f"{MARKER}={entry.id}".encode()
     pids = dict.fromkeys(cgroup.members(tuple(map(Path, entry.cgroups))))
     for name in os.listdir("/proc"):
