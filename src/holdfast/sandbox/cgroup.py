@@ -13,11 +13,11 @@ import signal
 import time
 from pathlib import Path
 
+import msgspec
+
 from holdfast.errors import IsolationError
 from holdfast.sandbox.base import Limits
 
-OVERHEAD_PIDS = 2
-"""The boundary's own processes (outer process and init of the namespace), which do not count against the program."""
 _PERIOD_US = 100_000
 _FOLDER = "holdfast"
 
@@ -123,12 +123,16 @@ class Cgroups:
             return
         self._find_v2(mounts, own) or self._find_v1(mounts, own)
 
-    def create(self, name: str, limits: Limits) -> Group | None:
+    def create(self, name: str, limits: Limits, *, own: int = 0) -> Group | None:
         """Make a group that holds these limits; None when there is no controller to hold any of them.
+
+        ``own`` processes of the boundary's machinery do not count against the program.
 
         Raises:
             IsolationError: a controller refused a limit.
         """
+        if limits.pids is not None:
+            limits = msgspec.structs.replace(limits, pids=limits.pids + own)
         wanted = {
             "memory": limits.memory is not None or limits.swap is not None,
             "pids": limits.pids is not None,
@@ -232,7 +236,7 @@ def _limit_v2(group: Group, limits: Limits) -> None:
             (memory / "memory.swap.max").write_text(str(limits.swap))
             group.held["swap"] = "cgroup2"
     if (pids := group.dirs.get("pids")) is not None and limits.pids is not None:
-        (pids / "pids.max").write_text(str(limits.pids + OVERHEAD_PIDS))
+        (pids / "pids.max").write_text(str(limits.pids))
         group.held["pids"] = "cgroup2"
     if (cpu := group.dirs.get("cpu")) is not None and limits.cpu is not None:
         (cpu / "cpu.max").write_text(f"{int(limits.cpu * _PERIOD_US)} {_PERIOD_US}")
@@ -248,7 +252,7 @@ def _limit_v1(group: Group, limits: Limits) -> None:
             both.write_text(str(limits.memory + limits.swap))
             group.held["swap"] = "cgroup1"
     if (pids := group.dirs.get("pids")) is not None and limits.pids is not None:
-        (pids / "pids.max").write_text(str(limits.pids + OVERHEAD_PIDS))
+        (pids / "pids.max").write_text(str(limits.pids))
         group.held["pids"] = "cgroup1"
     if (cpu := group.dirs.get("cpu")) is not None and limits.cpu is not None:
         (cpu / "cpu.cfs_period_us").write_text(str(_PERIOD_US))

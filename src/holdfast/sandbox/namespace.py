@@ -27,6 +27,8 @@ from holdfast.sandbox.views import Prepared, Preparer
 
 READY_SECONDS = 30.0
 """How long a start may take until the gate inside is reached."""
+_OWN_PROCESSES = 2
+"""Outer process and init of the namespace."""
 _LAUNCH = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 125; shift; done; shift; exec "$@"'
 """Enter the cgroups named up to ``--``, then become the command after it."""
 
@@ -85,7 +87,7 @@ class NamespaceLevel:
                 failed.callback(lease.release)
             if self._cgroups is None:
                 self._cgroups = Cgroups()
-            group = self._cgroups.create(id, spec.limits)
+            group = self._cgroups.create(id, spec.limits, own=_OWN_PROCESSES)
             if group is not None:
                 failed.callback(group.remove)
             uid = os.getuid() if lease is None else lease.uid
