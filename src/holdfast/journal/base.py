@@ -295,6 +295,9 @@ class Store(Protocol):
     def owned(self, node: str) -> list[str]:
         """Streams that a node owns."""
 
+    def stirred(self, node: str) -> list[str]:
+        """Streams that a node owns and whose inbox is not empty."""
+
     def claim(self, stream: str, node: str, *, free: Sequence[str] = ()) -> int | None:
         """Take a stream that nobody owns, or that one of the nodes ``free`` (dead or lapsed) owns; gives the new epoch."""
 

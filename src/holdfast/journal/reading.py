@@ -261,6 +261,13 @@ class Reader(ABC):
             return []
         return [row[0] for row in self._query("SELECT stream FROM streams WHERE owner = ? AND owner <> ''", (node,))]
 
+    def stirred(self, node: str) -> list[str]:
+        """Streams that a node owns and whose inbox is not empty."""
+        rows = self._query(
+            "SELECT DISTINCT i.stream FROM inbox i JOIN streams s ON s.stream = i.stream WHERE s.owner = ?", (node,)
+        )
+        return [row[0] for row in rows]
+
     def _open(self, tenant: str, key_id: str, ciphertext: bytes, what: str) -> bytes | None:
         """Data that no event commits to; None when there is none or its key was destroyed."""
         if not key_id:

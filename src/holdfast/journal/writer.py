@@ -98,6 +98,19 @@ class Writer:
         self._put((append, loop, future))
         return future
 
+    def submit_all(self, appends: Sequence[Append]) -> list[asyncio.Future[Result]]:
+        """Hand over several appends that belong into one commit, in this order; a future for each.
+
+        Raises:
+            StoreError: as :meth:`submit`.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        items: list[_Item] = [(append, loop, loop.create_future()) for append in appends]
+        self._put(*items)
+        return [item[2] for item in items]
+
     def commit(self, append: Append) -> Result:
         """Hand over an append and wait until it is durable. Not from an event loop's thread.
 
@@ -121,7 +134,7 @@ class Writer:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _put(self, item: _Item) -> None:
+    def _put(self, *items: _Item) -> None:
         if self._queue.qsize() >= self._max_waiting:
             with self._room:
                 self._blocked += 1
@@ -131,7 +144,8 @@ class Writer:
         with self._door:
             if self._closed:
                 raise StoreError("the journal's writer is closed: the node is shutting down. Start it again.")
-            self._queue.put(item)
+            for item in items:
+                self._queue.put(item)
 
     def _run(self) -> None:
         open_ = True
@@ -148,6 +162,9 @@ class Writer:
         batch = [first]
         size = weight(first[0])
         open_ = True
+        # Whoever is putting several appends puts them all before the group is closed.
+        with self._door:
+            pass
         while len(batch) < self._max_batch and size < MAX_BATCH_BYTES:
             try:
                 item = self._queue.get_nowait()

@@ -33,5 +33,3 @@ def balance(run: Run) -> dict[str, int | None]:
         known = left[unit]
         left[unit] = rest if known is None else min(known, rest)
     return left
-
-

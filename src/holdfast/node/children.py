@@ -21,7 +21,12 @@ def on_spawn(inc: Incarnation, message: wire.Spawn) -> None:
     """Start a child run."""
     data = inc.value(message.input)
     args = dump(
-        {"target": message.target, "workflow": message.workflow, "input": load(data), "budget_nano": message.budget_nano}
+        {
+            "target": message.target,
+            "workflow": message.workflow,
+            "input": load(data),
+            "budget_nano": message.budget_nano,
+        }
     )
     sha = call_digest("spawn", message.target, args)
     place, record = inc.place(message.id, message.scope, "spawn", message.target, sha)
@@ -68,7 +73,9 @@ async def _spawn(
     # A child that is there already was made by an incarnation that died before it could say so.
     if isinstance(result, Refused) and result.reason != "exists":
         data_ = {"id": place.id, "status": "fault", "code": "step_failed", "message": result.message}
-        run.recorder.note(run.recorder.draft(Kind.OUTCOME, data_), settlements(passage.verdict.reservations, sent=False))
+        run.recorder.note(
+            run.recorder.draft(Kind.OUTCOME, data_), settlements(passage.verdict.reservations, sent=False)
+        )
         inc.fault(message.id, "step_failed", result.message)
         return
     value = dump(child)

@@ -95,7 +95,9 @@ def child(store: Store, parent: Deployment, target: str, workflow: str) -> tuple
     stem = module[: -len(".py")] if module.endswith(".py") else module.replace(".", "/")
     path = next((p for p in (f"{stem}.py", f"{stem}/__init__.py") if p in parent.files), None)
     if path is None:
-        raise UsageError(f"{target}: the deployment has no module {module}; spawn a class that the workflow's file imports")
+        raise UsageError(
+            f"{target}: the deployment has no module {module}; spawn a class that the workflow's file imports"
+        )
     description = describe(_blob(store, parent.files[path], path), class_name, path)
     deployment = msgspec.structs.replace(parent, target=f"{path}:{class_name}")
     manifest = deployment.manifest()
@@ -141,7 +143,9 @@ def materialise(store: Store, name: str, home: Path) -> tuple[Path, Deployment]:
             if not _intact(folder, deployment):
                 raise
     except OSError as error:
-        raise StoreError(f"cannot lay out the code in {folder.parent}: {error.strerror}; check space and rights") from None
+        raise StoreError(
+            f"cannot lay out the code in {folder.parent}: {error.strerror}; check space and rights"
+        ) from None
     return folder, deployment
 
 
@@ -154,7 +158,9 @@ def dependency_digest() -> str:
     found: set[str] = set()
     for entry in sys.path:
         try:
-            found.update(name.lower() for name in os.listdir(entry or ".") if name.endswith((".dist-info", ".egg-info")))
+            found.update(
+                name.lower() for name in os.listdir(entry or ".") if name.endswith((".dist-info", ".egg-info"))
+            )
         except OSError:
             continue
     return digest(*sorted(found))
@@ -172,7 +178,9 @@ def _blob(store: Store, sha: str, what: str) -> bytes:
 def _intact(folder: Path, deployment: Deployment) -> bool:
     try:
         found = {
-            path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+            path.relative_to(folder).as_posix(): sha256(path.read_bytes())
+            for path in folder.rglob("*")
+            if path.is_file()
         }
     except OSError:
         return False
@@ -210,7 +218,9 @@ def _collect(root: Path, file: Path) -> dict[str, bytes]:
         sources[relative] = data
         total += len(data)
         if total > MAX_BYTES or len(sources) > MAX_FILES:
-            raise UsageError(f"the code around {file} is more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB; move it apart")
+            raise UsageError(
+                f"the code around {file} is more than {MAX_FILES} files or {MAX_BYTES >> 20} MiB; move it apart"
+            )
     return sources
 
 

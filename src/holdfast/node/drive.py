@@ -305,7 +305,11 @@ class Driver:
         if not inc.idle.is_set() or inc.ended.done() or run.stop.done() or self._poked.is_set():
             await asyncio.sleep(0)
             return False
-        if any(record.state != "waiting" for record in run.state.records.values() if not record.finished and record.state != "open"):
+        if any(
+            record.state != "waiting"
+            for record in run.state.records.values()
+            if not record.finished and record.state != "open"
+        ):
             return False
         inc.close()
         suspended = run.recorder.draft(Kind.RUN_SUSPENDED, {"waiting": [r.id for r in run.state.waiting()]})
@@ -337,7 +341,9 @@ class Driver:
             message = f"{said.error}: {said.message}" if said.error and not said.code else said.message
             return await self._stopped(Stop(kind, code=said.code, message=message, rule=said.rule), trace=said.trace)
         if isinstance(said, ProtocolError):
-            return await self._stopped(Stop(Kind.RUN_FAILED, code=said.code, message=f"the worker broke the protocol: {said}"))
+            return await self._stopped(
+                Stop(Kind.RUN_FAILED, code=said.code, message=f"the worker broke the protocol: {said}")
+            )
         return await self._lost()
 
     async def _lost(self) -> bool:
@@ -392,7 +398,9 @@ class Driver:
                 stop = Stop(Kind.RUN_DENIED, code="denied", message=passage.verdict.reason, rule=passage.verdict.rule)
                 await self._conclude(stop)
                 return False
-            if await self._finish(Kind.RUN_COMPLETED, data, {"output": value}, generation=passage.facts.kill_generation):
+            if await self._finish(
+                Kind.RUN_COMPLETED, data, {"output": value}, generation=passage.facts.kill_generation
+            ):
                 return False
             run.control.refresh()
 
@@ -489,5 +497,3 @@ def _environment(run: str) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-
-

@@ -173,7 +173,7 @@ class Incarnation:
             run.failed(error)
         except HoldfastError as error:
             self.fault(number, error.code, str(error))
-        except Exception as error:  # noqa: BLE001 - a fault of the node's must end the run, not hang it
+        except Exception as error:
             run.failed(HoldfastError(f"the node failed at call {number}: {type(error).__name__}"))
             log.exception("call failed", run=run.state.run, call=number)
         finally:
@@ -270,15 +270,15 @@ class Incarnation:
         if fields:
             payloads["fields"] = fields[:MAX_LOG]
         data = {"level": clean(message.level), "bytes": len(message.message)}
-        self.run.recorder.note(
-            self.run.recorder.draft(Kind.LOG, data, payloads, witness=Witness.BOUNDARY)
-        )
+        self.run.recorder.note(self.run.recorder.draft(Kind.LOG, data, payloads, witness=Witness.BOUNDARY))
         self.run.services.author_log(self.run.header, message.level, text)
 
     def _on_idle(self, message: wire.Idle) -> None:
         waiting = {place.id for number, place in self.places.items() if number in message.waiting}
         states = self.run.state.records
-        if len(waiting) == len(set(message.waiting)) and all(states[id_].state == "waiting" for id_ in waiting if id_ in states):
+        if len(waiting) == len(set(message.waiting)) and all(
+            states[id_].state == "waiting" for id_ in waiting if id_ in states
+        ):
             self.idle.set()
 
     def _on_cancel(self, message: wire.Cancel) -> None:
@@ -328,4 +328,3 @@ def handles(kind: type) -> Callable[[Handler], Handler]:
 def call_digest(kind: str, name: str, args: bytes) -> str:
     """What an approval, and the replay, hold a call to."""
     return digest(kind, name, args)
-

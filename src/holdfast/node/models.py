@@ -130,9 +130,7 @@ async def _call(inc: Incarnation, message: wire.Llm, place: Place, record: Recor
         return
 
 
-def _action(
-    message: wire.Llm, place: Place, request: LLMRequest, route: Route, data: bytes, attempt: int
-) -> Action:
+def _action(message: wire.Llm, place: Place, request: LLMRequest, route: Route, data: bytes, attempt: int) -> Action:
     name = f"llm.{message.operation}"
     return Action(
         kind="llm",
@@ -153,9 +151,7 @@ def _action(
     )
 
 
-async def _attempt(
-    inc: Incarnation, message: wire.Llm, place: Place, request: LLMRequest, key: str
-) -> LLMResponse:
+async def _attempt(inc: Incarnation, message: wire.Llm, place: Place, request: LLMRequest, key: str) -> LLMResponse:
     services = inc.run.services
     stream = Stream(inc, message.id, place.id) if message.stream else None
     if stream is not None:
@@ -187,9 +183,7 @@ async def _failed(
     run = inc.run
     usage = failure.usage
     # A request that left and gave no figures may have been charged in full: it is settled at what was reserved.
-    figures, settle = (
-        _figures(usage, route, run.services.models.cost(route, usage)) if usage else ({}, {})
-    )
+    figures, settle = _figures(usage, route, run.services.models.cost(route, usage)) if usage else ({}, {})
     settled = settlements(verdict.reservations, sent=failure.sent, **settle)
     text = f"{place.id}: {failure}"
     code = StepTimeout.code if failure.timeout else LLMError.code

@@ -26,7 +26,7 @@ THROTTLE_LIMIT_US = 300_000_000
 """A throttled action that would wait longer than this is denied."""
 
 
-class Stop(Exception):  # noqa: N818 - it ends a run's driving, it is no error
+class Stop(Exception):
     """The run ends now, with this status. Raised in the node's own tasks only; author code never sees it."""
 
     def __init__(self, kind: Kind, *, code: str, message: str, rule: str = "") -> None:
@@ -397,9 +397,7 @@ class Run:
         if record.wait.kind != "approval" or record.wait.spec is None:
             why = "it asks for an answer, not for approval"
         else:
-            grant = Grant(
-                principal=item.principal, auth=item.auth, roles=tuple(item.data.get("roles", ())), at=item.at
-            )
+            grant = Grant(principal=item.principal, auth=item.auth, roles=tuple(item.data.get("roles", ())), at=item.at)
             why = eligible(record.wait.spec, grant, self.header.principal)
         return {"id": record.id, "accepted": not why, "why": why}
 
@@ -462,7 +460,9 @@ class Run:
     async def _resolve(self, item: InboxItem) -> None:
         """A person says how a doubt, or a divergence, ends."""
         how, id_ = item.data["how"], self.state.doubt or self.state.diverged
-        drafts = [self.recorder.draft(Kind.RUN_RESOLVED, {"id": id_, "how": how}, principal=item.principal, auth=item.auth)]
+        drafts = [
+            self.recorder.draft(Kind.RUN_RESOLVED, {"id": id_, "how": how}, principal=item.principal, auth=item.auth)
+        ]
         if self.state.doubt:
             if how == "done":
                 outcome = {"id": id_, "status": "ok"}
@@ -472,7 +472,9 @@ class Run:
                 fault["message"] = f"{id_} was resolved as failed by {item.principal}"
                 drafts.append(self.recorder.draft(Kind.OUTCOME, fault))
         elif how == "fail":
-            raise Stop(Kind.RUN_FAILED, code="diverged", message=f"resolved as failed by {item.principal}: {self.state.error}")
+            raise Stop(
+                Kind.RUN_FAILED, code="diverged", message=f"resolved as failed by {item.principal}: {self.state.error}"
+            )
         await self.recorder.write(*drafts)
 
     # ending

@@ -103,9 +103,7 @@ async def _serve(inc: Incarnation, number: int, record: Record) -> None:
 async def _enter(inc: Incarnation, body: Body) -> None:
     run = inc.run
     action = body.action
-    passage = await run.gate(
-        action, body.place, body.args, key=body.key, undo=body.message.undo, streams=inc.prefix()
-    )
+    passage = await run.gate(action, body.place, body.args, key=body.key, undo=body.message.undo, streams=inc.prefix())
     if passage.written is None:
         inc.scopes.pop(body.message.id, None)
         inc.denied(body.message.id, passage)
@@ -130,7 +128,13 @@ async def _failed(inc: Incarnation, body: Body, error: str, message: str, code: 
     text = f"{body.place.id}: {error}: {message}" if message else f"{body.place.id}: {error}"
     if body.action.attempt < attempts and code not in FINAL_CODES:
         at = run.services.clock.now() + backoff_us(body.message.retry, body.action.attempt)
-        data = {"id": body.place.id, "attempt": body.action.attempt, "code": "step_failed", "message": text, "retry_at": at}
+        data = {
+            "id": body.place.id,
+            "attempt": body.action.attempt,
+            "code": "step_failed",
+            "message": text,
+            "retry_at": at,
+        }
         run.recorder.note(run.recorder.draft(Kind.ATTEMPT_FAILED, data, witness=Witness.BOUNDARY), settle)
         await run.recorder.flush()
         await run.services.until(at)
@@ -177,4 +181,3 @@ def _arguments(args: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ProtocolError("a call's arguments must be an object")
     return value
-

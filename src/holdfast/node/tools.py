@@ -6,10 +6,10 @@ import msgspec
 
 from holdfast import wire
 from holdfast.action import Action, Effect, Verdict
+from holdfast.config import ConnectorSettings
 from holdfast.errors import PayloadError, ProtocolError, StepError, StepTimeout
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
-from holdfast.config import ConnectorSettings
 from holdfast.node.connectors import ConnectorFailure
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, Run, Stop, idempotency_key
@@ -46,7 +46,9 @@ async def _call(
     run = inc.run
     connector = run.services.connectors.settings(run.header.tenant, message.name)
     if connector is None:
-        raise StepError(f"there is no connector {message.name} for tenant {run.header.tenant}; name it in holdfast.toml")
+        raise StepError(
+            f"there is no connector {message.name} for tenant {run.header.tenant}; name it in holdfast.toml"
+        )
     attempt = (record.attempt if record else 0) + 1
     action = Action(
         kind="tool",
@@ -88,7 +90,8 @@ async def perform(
         if action.effect == Effect.COMPENSABLE:
             outcome["effect"] = {"compensable": True}
         run.recorder.note(
-            run.recorder.draft(Kind.OUTCOME, outcome, {"result": value}), settlements(passage.verdict.reservations, sent=True)
+            run.recorder.draft(Kind.OUTCOME, outcome, {"result": value}),
+            settlements(passage.verdict.reservations, sent=True),
         )
         run.recorder.push()
         inc.reply(message.id, value)

@@ -1,0 +1,362 @@
+"""The node: claims the runs that want to be driven, and drives them side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from holdfast.audit import keys
+from holdfast.audit.heads import HeadKeeper
+from holdfast.clock import Clock, SystemClock
+from holdfast.config import Settings
+from holdfast.errors import HoldfastError, StoreError
+from holdfast.gate import Control
+from holdfast.journal.base import Header, Store, StreamState
+from holdfast.journal.open import open_store
+from holdfast.journal.writer import Writer
+from holdfast.llm.router import LLM
+from holdfast.node import lease as leases
+from holdfast.node.connectors import ConnectorPool
+from holdfast.node.dispatch.local import Nudges, nudge
+from holdfast.node.drive import Driver
+from holdfast.node.lease import Lease
+from holdfast.node.watch import Watch
+from holdfast.policy.bundle import Bundle
+from holdfast.sandbox import registry
+from holdfast.sandbox.base import Boundary, Level, Limits
+from holdfast.sandbox.levels import level
+
+TICK = 0.25
+"""Seconds between two looks at the store, when nobody nudges."""
+FOREGROUND_GRACE = 0.1
+"""Seconds that a waiting run's process is kept where no one else serves it."""
+
+log = structlog.get_logger(__name__)
+AuthorLog = Callable[[Header, str, str], None]
+
+
+class Node:
+    """One node on one home. With ``root`` it drives that run and its children only."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        home: Path,
+        *,
+        root: str = "",
+        clock: Clock | None = None,
+        author_log: AuthorLog | None = None,
+        before_commit: Callable[[Any], None] | None = None,
+        after_commit: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.home = home
+        self.clock: Clock = clock or SystemClock()
+        self._root = root
+        self._author_log = author_log
+        url = settings.store.url
+        self._open = lambda: open_store(url, home)
+        self.store: Store = self._open()
+        self._side: Store = self._open()
+        self._side_thread = ThreadPoolExecutor(1, thread_name_prefix="holdfast-side")
+        self._log: Store = self._open()
+        self._heads = HeadKeeper(home, keys.ensure(home), self._log, on_error=_head_failed)
+        self._writer = Writer(
+            self._open(), on_commit=[self._heads.committed], before_commit=before_commit, after_commit=after_commit
+        )
+        self.lease = Lease(self.clock, settings.node.lease, serves=not root)
+        self.control = Control(self.store)
+        self.models = LLM(settings.llm, os.environ, price_cache=home / "prices")
+        self.connectors = ConnectorPool(settings.connectors_of)
+        self._watch = Watch(self._open, self, self._on_control)
+        self._drivers: dict[str, Driver] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._bundles: dict[str, Bundle] = {}
+        self._levels: dict[str, Level] = {}
+        self._look = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._frozen = False
+        self._fault: HoldfastError | None = None
+        sandbox = settings.sandbox
+        self._limits = Limits(
+            memory=sandbox.memory,
+            swap=sandbox.swap,
+            pids=sandbox.pids,
+            cpu=sandbox.cpu,
+            disk=sandbox.disk,
+            files=sandbox.files,
+            file_size=sandbox.file_size,
+        )
+
+    # life
+
+    async def start(self) -> None:
+        """Begin: reap what a dead node left, register, watch."""
+        await self._aside(registry.reap, self.home)
+        self._writer.start()
+        self._heads.start()
+        self.lease.register(self._side)
+        self._nudges = await Nudges.listen(self.home, self.lease.node, self._look)
+        self._watch.start()
+
+    async def serve(self, until: asyncio.Event) -> None:
+        """Drive whatever becomes ready until ``until`` is set."""
+        renewed = 0
+        while not until.is_set():
+            self._look.clear()
+            try:
+                now = self.clock.boottime()
+                if now - renewed > self.lease.lease_us // 4:
+                    await self._renew()
+                    renewed = now
+                await self._dispatch()
+            except StoreError as error:
+                log.error("the store cannot be used", reason=str(error))
+            looking = asyncio.ensure_future(self._look.wait())
+            ending = asyncio.ensure_future(until.wait())
+            await asyncio.wait([looking, ending], timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+            looking.cancel()
+            ending.cancel()
+
+    async def drive(self, run: str, wait_timers_us: int) -> None:
+        """Drive one run, and its children, until it ends or waits for longer than ``wait_timers_us``."""
+        done = asyncio.Event()
+        serving = asyncio.ensure_future(self.serve(done))
+        try:
+            while True:
+                await self._changed(run, serving)
+                state = self.store.stream(run)
+                if state is None or self._at_rest(state, wait_timers_us):
+                    return
+        finally:
+            done.set()
+            await serving
+
+    async def _changed(self, run: str, serving: asyncio.Future[None]) -> None:
+        task = self._tasks.get(run)
+        await asyncio.wait([task, serving] if task else [serving], timeout=0.02, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        if self._fault is not None:
+            raise self._fault
+
+    def _at_rest(self, state: StreamState, wait_timers_us: int) -> bool:
+        """Whether nothing will happen to the run soon by itself."""
+        if self._tasks or state.owner:
+            return False
+        if state.status in ("pending", "running"):
+            return False
+        if state.ready_at is not None and state.ready_at <= self.store.now() + wait_timers_us:
+            return False
+        soon = self.store.now() + wait_timers_us
+        family = [s for s in self.store.ready(limit=1000) if s.header.root == state.header.root]
+        return not any(s.ready_at is not None and s.ready_at <= soon for s in family)
+
+    async def close(self) -> None:
+        """Let every run go, resumable, and give back what is held."""
+        self._watch.close()
+        for boundary in self._boundaries():
+            boundary.kill()
+        for task in list(self._tasks.values()):
+            task.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self.connectors.close()
+        await self.models.aclose()
+        self._nudges.close()
+        await self._aside(self._writer.close)
+        await self._aside(self._heads.close)
+        with contextlib.suppress(StoreError):
+            await self._aside(self._side.unregister, self.lease.node)
+        self._side_thread.shutdown()
+        for store in (self.store, self._side, self._log, self._writer.store):
+            store.close()
+
+    async def _aside(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Work on the side store, or anything that blocks, away from the loop."""
+        return await self._loop.run_in_executor(self._side_thread, work, *args)
+
+    async def _renew(self) -> None:
+        if not await self._aside(self.lease.renew, self._side):
+            # Another node took over what this one drove; start again under a new name of no streams.
+            for boundary in self._boundaries():
+                boundary.kill()
+            await self._aside(self.lease.register, self._side)
+
+    # dispatch
+
+    async def _dispatch(self) -> None:
+        room = self.settings.node.concurrency - len(self._tasks)
+        gone = await self._aside(leases.dead, self._side, self.lease.node)
+        if gone:
+            await self._take_over(gone)
+        for stream in await self._aside(self._stirred):
+            if (driver := self._drivers.get(stream)) is not None:
+                driver.poke()
+        if room <= 0:
+            return
+        for state in await self._aside(lambda: self._side.ready(limit=room)):
+            await self._claim(state)
+        for name in await self._aside(lambda: self._side.owned(self.lease.node)):
+            if name not in self._tasks:
+                state = self.store.stream(name)
+                if state is not None:
+                    await self._claim(state, free=(self.lease.node,))
+
+    def _stirred(self) -> list[str]:
+        return self._side.stirred(self.lease.node)
+
+    async def _take_over(self, gone: list[str]) -> None:
+        """Runs of dead nodes become ready again."""
+        for node in gone:
+            for name in await self._aside(self._side.owned, node):
+                state = self.store.stream(name)
+                if state is not None:
+                    await self._claim(state, free=(node,))
+            if not self._root:
+                with contextlib.suppress(StoreError):
+                    if not await self._aside(self._side.owned, node):
+                        await self._aside(self._side.unregister, node)
+
+    async def _claim(self, state: StreamState, free: tuple[str, ...] = ()) -> None:
+        name = state.header.stream
+        if name in self._tasks or (self._root and state.header.root != self._root):
+            return
+        epoch = await self._aside(lambda: self._side.claim(name, self.lease.node, free=free))
+        fresh = self.store.stream(name)
+        if epoch is None or fresh is None:
+            return
+        self._tasks[name] = asyncio.ensure_future(self._drive(fresh, epoch))
+
+    async def _drive(self, stream: StreamState, epoch: int) -> None:
+        name = stream.header.stream
+        try:
+            driver = Driver(
+                self,
+                stream=stream,
+                epoch=epoch,
+                level=self._level(stream),
+                limits=self._limits,
+                control=self.control,
+                writer=self._writer,
+                node=self.lease.node,
+                grace=FOREGROUND_GRACE if self._root else self.settings.node.grace / 1e6,
+            )
+            self._drivers[name] = driver
+            await driver.drive()
+        except HoldfastError as error:
+            log.error("run not driven", run=name, reason=str(error))
+            self._fault = error if self._root else None
+        except Exception as error:
+            log.exception("run not driven", run=name)
+            self._fault = HoldfastError(f"the node failed while it drove {name}: {type(error).__name__}: {error}")
+            if not self._root:
+                self._fault = None
+                await asyncio.sleep(1)
+        finally:
+            self._drivers.pop(name, None)
+            self._tasks.pop(name, None)
+            self._look.set()
+
+    def _level(self, stream: StreamState) -> Level:
+        from holdfast.node.drive import history
+
+        name = str(history(self.store, stream)[0].data["isolation"])
+        if name not in self._levels:
+            self._levels[name] = level(name, uid_range=self.settings.sandbox.uid_range)
+        return self._levels[name]
+
+    # Services
+
+    def before_dial(self, deadline: float) -> None:
+        """See :class:`holdfast.node.services.Services`."""
+        if self._frozen:
+            raise StoreError("the kill generation cannot be read, so nothing is sent; check the database")
+        self.lease.before_dial(deadline)
+
+    async def payload(self, tenant: str, commitment: str) -> bytes | None:
+        """See :class:`holdfast.node.services.Services`."""
+        return self.store.payload(tenant, commitment)
+
+    async def until(self, at: int) -> None:
+        """See :class:`holdfast.node.services.Services`."""
+        while (left := at - self.clock.now()) > 0:
+            await asyncio.sleep(left / 1e6)
+
+    def author_log(self, header: Header, level: str, text: str) -> None:
+        """See :class:`holdfast.node.services.Services`."""
+        if self._author_log is not None:
+            self._author_log(header, level, text)
+
+    def nudge(self, stream: str) -> None:
+        """See :class:`holdfast.node.services.Services`."""
+        self._look.set()
+        if stream not in self._drivers:
+            nudge(self.home)
+
+    def bundle(self, digest: str) -> Bundle:
+        """See :class:`holdfast.node.services.Services`."""
+        found = self._bundles.get(digest)
+        if found is None:
+            data = self.store.blob(digest)
+            if data is None:
+                raise StoreError(f"the store does not hold the policies {digest[:12]} that the run is pinned to")
+            found = self._bundles[digest] = Bundle.from_bytes(data)
+        return found
+
+    # kills
+
+    def _on_control(self) -> None:
+        self._loop.call_soon_threadsafe(self._control_changed)
+
+    def _control_changed(self) -> None:
+        try:
+            self.control.refresh()
+        except StoreError:
+            return
+        for driver in list(self._drivers.values()):
+            driver.control_changed()
+        for kill in self.control.kills:
+            if kill.scope == "fleet":
+                self.connectors.kill()
+            elif kill.scope == "tenant":
+                self.connectors.kill(kill.name)
+
+    def freeze(self) -> None:
+        """Stop every boundary and connector where it stands (from the watch's thread)."""
+        self._frozen = True
+        self.connectors.freeze()
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._signal(signal.SIGCONT)
+        self.connectors.thaw()
+        self._frozen = False
+
+    def end(self) -> None:
+        """End every boundary and connector."""
+        for boundary in self._boundaries():
+            boundary.kill()
+        self.connectors.kill()
+
+    def _signal(self, number: int) -> None:
+        for boundary in self._boundaries():
+            for pid in boundary.pids():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+
+    def _boundaries(self) -> list[Boundary]:
+        return [driver.boundary for driver in list(self._drivers.values()) if driver.boundary is not None]
+
+
+def _head_failed(error: HoldfastError) -> None:
+    log.error("the signed head was not written", reason=str(error))
