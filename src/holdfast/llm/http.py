@@ -225,7 +225,7 @@ class _Attempt:
             self._before_dial(dial)
             self.phase, self.sent = "send", True
             self._until(dial)
-        elif self.phase == "send" and event.endswith(("send_request_body.complete", ".failed")):
+        elif self.phase == "send" and not self.expired and event.endswith(("send_request_body.complete", ".failed")):
             self.phase = "wait"
             self._until(self._timeout)
 

@@ -56,6 +56,8 @@ class ModelServer:
         self._waiting: Counter[str] = Counter()
         self._open: set[str] = set()
         self._answered: Counter[int] = Counter()
+        self.connections = 0
+        """Connections taken so far."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gates: dict[str, asyncio.Event] = {}
         self._ended = threading.Event()
@@ -89,6 +91,17 @@ class ModelServer:
             if not self._changed.wait_for(lambda: len(self._requests) >= count, timeout):
                 raise TimeoutError(f"{len(self._requests)} of {count} model calls came within {timeout:g} s")
             return list(self._requests)
+
+    def wait_answered(self, count: int, timeout: float = 60.0) -> Counter[int]:
+        """The statuses, once so many model calls were answered or broken off.
+
+        Raises:
+            TimeoutError: fewer were.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._answered.total() >= count, timeout):
+                raise TimeoutError(f"{self._answered.total()} of {count} calls were answered within {timeout:g} s")
+            return Counter(self._answered)
 
     def wait_held(self, gate: str, count: int, timeout: float = 60.0) -> None:
         """Wait until so many calls are held at a gate.
@@ -153,6 +166,7 @@ class ModelServer:
             task = asyncio.current_task()
             assert task is not None
             connections.add(task)
+            self.connections += 1
             try:
                 await _Connection(self, reader, writer).run()
             except (OSError, asyncio.CancelledError):
