@@ -1,0 +1,101 @@
+"""The program in the boundary: says Ready, loads the author's code, runs one workflow, says Done or Failed, ends.
+
+Started as ``python -m holdfast.agent.worker`` with the channel's descriptor in ``HOLDFAST_CHANNEL``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+from holdfast import wire
+from holdfast.agent import inputs
+from holdfast.agent.channel import BROKEN, Channel, end_process, from_environment
+from holdfast.agent.context import Base, Context
+from holdfast.agent.definition import Definition, choose_workflow, inspect_class
+from holdfast.agent.faults import told
+from holdfast.agent.load import load_target, trace_of
+from holdfast.agent.log import Printed, as_text
+from holdfast.agent.plan import plan_of
+from holdfast.agent.scope import Scope, current, guard
+from holdfast.errors import HoldfastError, RunError, UsageError
+from holdfast.values import dump, load
+
+
+def main() -> NoReturn:
+    """Run one workflow to its end; the process ends with it."""
+    try:
+        channel = from_environment()
+    except UsageError as error:
+        end_process(str(error), BROKEN)
+    channel.send(wire.Ready(wire.VERSION, os.getpid(), "{}.{}.{}".format(*sys.version_info[:3])))
+    begin = channel.begin()
+    printed = (Printed(channel, "stdout"), Printed(channel, "stderr"))
+    texts = sys.stdout, sys.stderr = tuple(map(as_text, printed))
+    current.set(Scope(0))
+    last: wire.Done | wire.Failed | None = None
+    data = b""
+    try:
+        data = dump(_run(channel, begin), "what the workflow returned")
+    except BaseException as error:  # noqa: BLE001 - whatever left the author's code, the node is told
+        last = _failed(error, begin.root)
+    for text, raw in zip(texts, printed, strict=True):
+        text.flush()
+        raw.finish()
+    if last is None:
+        channel.post(wire.Done, data)
+    else:
+        channel.send(last)
+    # No atexit, no waiting for threads that the author left behind: the boundary ends with this process.
+    os._exit(0 if last is None else 1)
+
+
+def _run(channel: Channel, begin: wire.Begin) -> Any:
+    cls, definition, workflow = _load(begin)
+    attribute = definition.workflows[workflow]
+    guard(cls)
+    agent = cls()
+    channel.send(wire.Loaded(definition.name, workflow, definition.tools))
+    method = getattr(agent, attribute)
+    plan = plan_of(method)
+    ctx = Context(
+        channel,
+        agent=agent,
+        definition=definition,
+        run_id=begin.run,
+        tenant=begin.tenant,
+        input=inputs.wrap(load(begin.input.data) if begin.input.data else None),
+    )
+    if begin.settings.get("mode") == "compensate":
+        return ctx.compensate()
+    face: Base = ctx
+    if plan.is_async:
+        from holdfast.agent.aio import AsyncContext
+
+        face = AsyncContext.beside(ctx)
+    return ctx._finish(plan.invoke(method, face, (), {}))
+
+
+def _load(begin: wire.Begin) -> tuple[type, Definition, str]:
+    cls = load_target(begin.root, begin.target)
+    definition = inspect_class(cls)
+    assert isinstance(cls, type)
+    return cls, definition, choose_workflow(definition, begin.workflow)
+
+
+def _failed(error: BaseException, root: str) -> wire.Failed:
+    if isinstance(error, SystemExit):
+        error = _ended(error, f"the workflow called sys.exit({error.code!r}); return from it instead")
+    elif isinstance(error, KeyboardInterrupt):
+        error = _ended(error, "the workflow was interrupted (KeyboardInterrupt)")
+    name, message, code, rule = told(error)
+    return wire.Failed(name, message, trace_of(error, root), code, rule)
+
+
+def _ended(error: BaseException, message: str) -> HoldfastError:
+    return RunError(message).with_traceback(error.__traceback__)
+
+
+if __name__ == "__main__":
+    main()
