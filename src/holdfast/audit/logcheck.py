@@ -89,7 +89,7 @@ class LogCheck:
         event: Event | None
         try:
             event = decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             event = None
             wrong.append(("event.bytes", "its bytes are not an event's"))
         else:
@@ -131,6 +131,9 @@ class LogCheck:
 
     def _damaged(self, event: Event | None, row: EventRow, wrong: list[tuple[str, str]]) -> None:
         name, seq, kind, index = row.stream, row.seq, row.kind, row.idx
+        if event is not None and wrong[0][0] != "event.hash":
+            # The bytes are those that were hashed: the columns were changed, and the bytes say which event it is.
+            name, seq, kind = event.stream, event.seq, event.kind
         self._report(
             Finding(
                 code=wrong[0][0],
@@ -143,7 +146,7 @@ class LogCheck:
             )
         )
         # Which of column and bytes was changed is unknown here: either may be where the event belongs.
-        believed = {(name, seq)} | ({(event.stream, event.seq)} if event is not None else set())
+        believed = {(row.stream, row.seq)} | ({(event.stream, event.seq)} if event is not None else set())
         self._placed |= believed
         for other, place in believed:
             stream = self._streams.get(other)

@@ -58,7 +58,7 @@ class PayloadCheck:
             for row in events:
                 try:
                     orphans.difference_update(_short(name) for name in decode(row.body).payloads.values())
-                except (msgspec.DecodeError, RecursionError):
+                except (msgspec.DecodeError, ValueError, RecursionError):
                     continue
         for orphan in sorted(map(_long, orphans)):
             self._add(

@@ -98,6 +98,19 @@ class Report(msgspec.Struct, kw_only=True):
     def add(self, finding: Finding, limit: int = 1000) -> None:
         """Keep a finding; beyond ``limit`` of them only their number."""
         if len(self.findings) < limit:
-            self.findings.append(finding)
+            self.findings.append(_printable(finding))
         else:
             self.suppressed += 1
+
+
+def _printable(finding: Finding) -> Finding:
+    """The finding without what a forger may have written into names in order to fool a terminal or break JSON."""
+    return msgspec.structs.replace(
+        finding,
+        **{name: _clean(getattr(finding, name)) for name in ("message", "tenant", "stream", "kind", "payload")},
+    )
+
+
+def _clean(text: object) -> str:
+    plain = str(text)[:2000]
+    return plain if plain.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from holdfast.journal.columns import as_bytes
 from holdfast.journal.reading import Reader
 
 _CHUNK = 400
@@ -40,14 +41,16 @@ class Evidence(Reader):
                 found.add(last)
         return sorted(found)
 
-    def log_extent(self, tenant: str) -> tuple[int, list[StreamHead]]:
-        """Size of a tenant's log and what its streams' rows say, all as of one moment."""
+    def log_extent(self, tenant: str) -> tuple[int, bytes, list[StreamHead]]:
+        """Size and frontier of a tenant's log, and what its streams' rows say, all as of one moment."""
+        # One statement sees one state of the database, whatever is committed meanwhile.
         rows = self._query(
-            "SELECT t.log_size, s.stream, s.status, s.epoch, s.seq, s.head FROM tenants t "
-            "LEFT JOIN streams s ON s.tenant = t.name WHERE t.name = ?",
-            (tenant,),
+            "SELECT '' AS stream, '' AS status, 0 AS epoch, log_size AS seq, '' AS head, frontier FROM tenants "
+            "WHERE name = ? UNION ALL SELECT stream, status, epoch, seq, head, NULL FROM streams WHERE tenant = ?",
+            (tenant, tenant),
         )
-        return (rows[0][0] if rows else 0, [StreamHead(*row[1:]) for row in rows if row[1] is not None])
+        size, edge = next(((row[3], as_bytes(row[5])) for row in rows if row[5] is not None), (0, b""))
+        return size, edge, [StreamHead(*row[:5]) for row in rows if row[5] is None]
 
     def payload_count(self, tenant: str) -> int:
         """Rows of ``payloads`` of a tenant."""
