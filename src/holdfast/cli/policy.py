@@ -9,6 +9,7 @@ import typer
 
 from holdfast import config
 from holdfast.cli import exits, opening, output
+from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.policy.categories.base import Rule
@@ -41,34 +42,75 @@ def list_(files: Files = None, json: opening.Json = False) -> None:
 
 @app.command()
 def lint(files: Files = None, json: opening.Json = False) -> None:
-    """Check policy files: every problem with its file, line, key and cure. Exit status 2 when there is one."""
-    from holdfast.errors import PolicyFileError
-    from holdfast.policy import model, source
+    """Check policy files: every problem with its file, line, key and cure. Exit status 2 when one is an error."""
+    from holdfast.policy import lint as linting
 
-    paths = files or list(config.load().policy.files)
-    checked, problems = [], []
-    for path in paths:
-        try:
-            good, wrong = model.examine(source.read(path))
-        except PolicyFileError as error:
-            good, wrong = [], [source.Problem(file=str(path), line=0, key="", message=_words(error, path))]
-        checked += good
-        problems += wrong
-    problems += model.clashes(checked)
+    settings = config.load()
+    paths = files or list(settings.policy.files)
+    known = {"tool": settings.connectors.keys()} if settings.connectors else {}
+    found = linting.lint(paths, known=known)
+    errors = sum(item.severity is linting.Severity.ERROR for item in found)
     if json:
-        keys = ("file", "line", "key", "message")
-        found = [{key: getattr(problem, key) for key in keys} for problem in problems]
-        output.emit({"files": [str(path) for path in paths], "policies": len(checked), "problems": found})
+        keys = ("file", "line", "key", "severity", "message", "rule")
+        problems = [{key: getattr(item, key) for key in keys} for item in found]
+        output.emit({"files": [str(path) for path in paths], "ok": not errors, "problems": problems})
     else:
-        for problem in problems:
-            output.say(str(problem), "red")
-        output.say(f"{len(checked)} good policies in {len(paths)} files, {len(problems)} problems")
-    if problems:
+        for item in found:
+            output.say(str(item), "red" if item.severity is linting.Severity.ERROR else "yellow")
+        output.say(f"{len(paths)} files, {errors} errors, {len(found) - errors} remarks")
+    if errors:
         raise typer.Exit(exits.USAGE)
 
 
-def _words(error: Exception, path: Path) -> str:
-    return str(error).removeprefix(f"{path}: ")
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files, for editors."""
+    import msgspec
+
+    from holdfast.policy.schema import schema as make
+
+    output.say(msgspec.json.format(msgspec.json.encode(make()), indent=2).decode())
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Option(metavar="RUN", help="Run whose recorded action is explained.")] = "",
+    step: Annotated[str, typer.Option(metavar="ID", help="Step id within the run; empty: its latest verdict.")] = "",
+    action: Annotated[
+        str, typer.Option(metavar="JSON|@FILE", help='An action instead, as {"kind": "tool", "name": …, "args": {…}}.')
+    ] = "",
+    facts: Annotated[str, typer.Option(metavar="JSON|@FILE", help="Facts about it; the rest is as at a start.")] = "{}",
+    policy: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Policy file; may be given often.")] = None,
+    json: opening.Json = False,
+) -> None:
+    """Tell what each rule says of an action, recorded or typed, and which verdict that gives."""
+    from holdfast.cli import policy_cases
+    from holdfast.policy.bundle import load
+    from holdfast.policy.explain import explain as account
+
+    if bool(run) == bool(action):
+        raise UsageError("say what to explain: --run RUN with --step ID, or --action JSON")
+    if run:
+        with opening.service() as service:
+            case = policy_cases.recorded(service.store, run, step)
+    else:
+        case = policy_cases.typed(
+            opening.json_argument(action, "--action"), opening.json_argument(facts, "--facts"), load(())
+        )
+    bundle = load(policy or config.load().policy.files) if policy or not run else case.bundle
+    found = account(case.action, case.facts, bundle)
+    if json:
+        output.emit(found.to_json_value())
+        return
+    verdict = found.verdict
+    output.say(f"{case.action.kind} {case.action.name}: {verdict.outcome.word}", "bold")
+    if verdict.rule:
+        output.say(f"because of {verdict.rule}: {verdict.reason}")
+    rows = [
+        (item.rule, item.category, item.outcome.word if item.applies else "-", item.why)
+        for item in sorted(found.accounts, key=lambda item: (not item.applies, -item.outcome))
+    ]
+    output.table(("rule", "category", "says", "why"), rows, empty="There are no policies.")
 
 
 def _object(rule: Rule) -> dict[str, Any]:

@@ -124,36 +124,11 @@ def error_classes() -> list[type[errors.HoldfastError]]:
 
 
 def policies() -> str:
-    """Every policy category with its parameters and an example."""
-    from holdfast.policy.categories import CATEGORIES
+    """The format of policy files and every category, with its parameters and an example."""
+    from holdfast.policy.reference import render
 
-    lines = ["# Policy categories", "", GENERATED]
-    lines += ["How files look, and what `scope`, `when` and `mode` mean: [policies](../how-to/policies.md).", ""]
-    for category in sorted(CATEGORIES.values(), key=lambda item: (item.family, item.name)):
-        lines += [f"## {category.name}", "", f"*{category.family}.* {category.summary}", ""]
-        lines += [f"Gates: {_words(category.gates)}; without `gates`: {_words(category.default_gates)}.  "]
-        breaches = [outcome.word for outcome in category.verdicts]
-        lines += [f"`on_breach`: {_words(breaches)}; the first is the default.", ""]
-        lines += [*_parameters(category.params), "```yaml", category.example.strip(), "```", ""]
-    return "\n".join(lines)
-
-
-def _parameters(params: Any) -> list[str]:
-    schema = params.model_json_schema()
-    # Defaults as they are written in a file, not as they are counted inside.
-    found = params.model_json_schema(mode="serialization").get("properties", {})
-    if not found:
-        return []
-    lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
-    for name, spec in found.items():
-        default = "required" if name in schema.get("required", ()) else f"`{spec.get('default', '')}`"
-        words = params.model_fields[name].description or spec.get("description", "")
-        lines.append(f"| `{name}` | {'' if default == '``' else default} | {words} |".replace("`None`", ""))
-    return [*lines, ""]
-
-
-def _words(words: Any) -> str:
-    return ", ".join(f"`{word}`" for word in words)
+    title, _, rest = render().partition("\n")
+    return f"{title}\n\n{GENERATED}{rest}"
 
 
 PAGES: dict[str, Callable[[], str]] = {
