@@ -309,7 +309,11 @@ class PostgresStore(SqlStore):
         return bool(rows) and migrate.check(rows[0][0], self.url)
 
     def _has(self, connection: psycopg.Connection[Any], table: str) -> bool:
-        return connection.execute("SELECT to_regclass(%s)", (table,)).fetchall()[0][0] is not None
+        # Not to_regclass: its caches may lag behind a transaction that was waited for.
+        found = connection.execute(
+            "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = %s", (table,)
+        )
+        return bool(found.fetchall())
 
     def _failure(self, error: Exception) -> StoreError:
         """What went wrong with the database, and what to do about it."""

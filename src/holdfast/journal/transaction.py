@@ -132,6 +132,8 @@ class Transaction:
             )
         if (item.kills or item.lifts) and row.header.kind is not StreamKind.CONTROL:
             return Refused(reason="invalid", message=f"{item.stream} is no control stream: kills belong into one")
+        if item.memory and any("\0" in write.key for write in item.memory):
+            return Refused(reason="invalid", message=f"a key of memory in {item.stream} holds the character U+0000")
         if item.consume and (refused := self._consume(item)):
             return refused
         if item.deliver and (refused := self._deliver(item, row)):
