@@ -5,7 +5,7 @@ What an author imports. Names are loaded when they are first used, so that ``imp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # what typing calls it, and type checkers know; importing typing would double the time
 
 if TYPE_CHECKING:
     from holdfast.agent.aio import AsyncChildRun, AsyncContext

@@ -33,7 +33,7 @@ def _hook(kind: type, value: Any) -> Any:
 
 
 def converter(kind: Any, what: str) -> Callable[[Any], Any] | None:
-    """What turns JSON into a value of ``kind``: a dataclass, Struct, pydantic model, TypedDict, or what is made of them.
+    """What turns JSON into a value of ``kind``: a dataclass, Struct, pydantic model, TypedDict, or made of those.
 
     None when JSON is the value already, or when the type cannot be made from JSON at all. The converter raises
     PayloadError when a value does not fit; the message begins with ``what``.

@@ -9,6 +9,9 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from holdfast.agent import quick as quick
+
+# isort: split
 from holdfast import wire
 from holdfast.agent import inputs
 from holdfast.agent.channel import BROKEN, Channel, end_process, from_environment

@@ -15,8 +15,10 @@ import msgspec
 
 MAX_SCHEMA = 64 << 10
 """Bytes of a schema, at most."""
-MAX_WORK = 200_000
+MAX_WORK = 100_000
 """Keywords, members and items looked at in one validation, at most."""
+REFERENCE = 10
+"""What following a reference counts for: it takes that much longer."""
 
 APPLIED = frozenset((
     "$ref", "additionalProperties", "allOf", "anyOf", "const", "contains", "dependentRequired", "enum",
@@ -72,20 +74,21 @@ def violation(schema: dict[str, Any], value: Any) -> str:
     import referencing
     import referencing.exceptions
 
+    base = jsonschema.Draft202012Validator
+    follow = base.VALIDATORS["$ref"]
     work = 0
 
     def counted(check: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(check)
         def run(validator: Any, keyword: Any, instance: Any, whole: Any) -> Any:
             nonlocal work
-            work += 1 + _size(keyword) + _size(instance)
+            work += (REFERENCE if check is follow else 1) + _size(keyword) + _size(instance)
             if work > MAX_WORK:
                 raise _TooMuch
             return check(validator, keyword, instance, whole)
 
         return run
 
-    base = jsonschema.Draft202012Validator
     checks = {name: counted(base.VALIDATORS[name]) for name in APPLIED}
     bounded = jsonschema.validators.create(base.META_SCHEMA, checks, type_checker=base.TYPE_CHECKER)
     try:

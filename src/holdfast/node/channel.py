@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from holdfast import wire
 from holdfast.errors import ProtocolError
@@ -16,7 +17,8 @@ HIGH_WATER = 4 << 20
 
 
 class Channel(asyncio.Protocol):
-    """One worker's channel. Calls ``on_message`` for each message and ``on_end`` once, with the fault if there was one."""
+    """One worker's channel. ``on_message`` is called for each message, ``on_end`` once, with the fault if there was
+    one."""
 
     def __init__(
         self, on_message: Callable[[wire.FromWorker], None], on_end: Callable[[ProtocolError | None], None]
@@ -47,9 +49,9 @@ class Channel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=HIGH_WATER)
-        self._transport = transport
+        # uvloop's transports have the interface without being registered as its subclasses.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""

@@ -67,8 +67,16 @@ async def _spawn(
         deployment=pinned.digest,
         created_at=services.clock.now(),
     )
-    created = creation(header, run.state.created["bundle"], run.isolation, data, target=pinned.deployment.target,
-                       budget_nano=message.budget_nano, at=services.clock.now(), clock_error=services.clock.clock_error())  # fmt: skip
+    created = creation(
+        header,
+        run.state.created["bundle"],
+        run.isolation,
+        data,
+        target=pinned.deployment.target,
+        budget_nano=message.budget_nano,
+        at=services.clock.now(),
+        clock_error=services.clock.clock_error(),
+    )
     result = await run.recorder.create(header, created)
     # A child that is there already was made by an incarnation that died before it could say so.
     if isinstance(result, Refused) and result.reason != "exists":

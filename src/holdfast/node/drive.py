@@ -297,9 +297,8 @@ class Driver:
         run = self.run
         poked = asyncio.ensure_future(self._poked.wait())
         try:
-            await asyncio.wait(
-                [inc.ended, run.stop, poked], timeout=self._grace_left(), return_when=asyncio.FIRST_COMPLETED
-            )
+            watched: list[asyncio.Future[Any]] = [inc.ended, run.stop, poked]
+            await asyncio.wait(watched, timeout=self._grace_left(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             poked.cancel()
         if not inc.idle.is_set() or inc.ended.done() or run.stop.done() or self._poked.is_set():

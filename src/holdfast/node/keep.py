@@ -26,16 +26,18 @@ MAX_KEY = 512
 @handles(wire.Sample)
 def on_sample(inc: Incarnation, message: wire.Sample) -> None:
     """Give a value that replay will see again."""
-    makers = {
-        "now": lambda: inc.run.services.clock.now(),
-        "random": lambda: secrets.randbelow(1 << 53),
-        "uuid": lambda: str(uuid.uuid4()),
-        "patch": lambda: message.highest,
-    }
-    if message.what not in makers:
+    if message.what not in ("now", "random", "uuid", "patch"):
         raise ProtocolError(f"{message.what!r} is nothing to sample")
     name = f"patch:{message.name}" if message.what == "patch" else message.what
-    _sample(inc, message.id, message.scope, name, lambda: dump(makers[message.what]()))
+    _sample(inc, message.id, message.scope, name, lambda: dump(_draw(inc, message)))
+
+
+def _draw(inc: Incarnation, message: wire.Sample) -> object:
+    if message.what == "now":
+        return inc.run.services.clock.now()
+    if message.what == "random":
+        return secrets.randbelow(1 << 53)
+    return str(uuid.uuid4()) if message.what == "uuid" else message.highest
 
 
 @handles(wire.Balance)

@@ -63,7 +63,11 @@ class Node:
         self._root = root
         self._author_log = author_log
         url = settings.store.url
-        self._open = lambda: open_store(url, home)
+
+        def open_one() -> Store:
+            return open_store(url, home)
+
+        self._open = open_one
         self.store: Store = self._open()
         self._side: Store = self._open()
         self._side_thread = ThreadPoolExecutor(1, thread_name_prefix="holdfast-side")
@@ -288,7 +292,8 @@ class Node:
 
     async def until(self, at: int) -> None:
         """See :class:`holdfast.node.services.Services`."""
-        while (left := at - self.clock.now()) > 0:
+        # The wall clock may be set while this sleeps, so it is asked again.
+        while (left := at - self.clock.now()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left / 1e6)
 
     def author_log(self, header: Header, level: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -174,7 +175,7 @@ class Run:
             self._enter(action)
             try:
                 passage = await enter(
-                    action, self.bundle, self.control, lambda refusals, r=record: self.facts(refusals, r, price), commit
+                    action, self.bundle, self.control, functools.partial(self.facts, record=record, price=price), commit
                 )
             finally:
                 self._leave(action)

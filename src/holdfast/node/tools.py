@@ -140,7 +140,8 @@ async def _failed(
 
 def doubt(run: Run, id_: str, message: str) -> Stop:
     """The run stops and asks what became of an irreversible effect."""
-    cure = f"find out at the receiver (key {idempotency_key(run.state.run, id_)}), then `holdfast runs resolve {run.state.run}`"
+    name = run.state.run
+    cure = f"find out at the receiver (key {idempotency_key(name, id_)}), then `holdfast runs resolve {name}`"
     return Stop(Kind.RUN_IN_DOUBT, code="in_doubt", message=f"{message}; {cure}", rule=id_)
 
 

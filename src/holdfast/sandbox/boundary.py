@@ -75,8 +75,7 @@ class Started:
             # The outer process reaps it and ends by itself; `_init_ended` sees to it when it does not.
             procs.send_kill(self._init_fd)
         elif self._entry.level == "process":
-            for fd in registry.strike(self._entry):
-                os.close(fd)
+            registry.strike(self._entry)
         else:
             procs.send_kill(self._outer_fd)
 

@@ -131,70 +131,83 @@ def here(entry: Entry) -> bool:
     return entry.boot == procs.boot_id() and entry.pid_namespace == procs.pid_namespace()
 
 
-def _end(targets: list[Entry], home: Path, seconds: float) -> list[Ended]:
-    started = time.monotonic()
-    watched: list[tuple[Entry, list[int]]] = []
+class _Target:
+    """A boundary that is being ended: pidfds of what is to be signalled, and of the outer process.
+
+    Where there is a namespace its first process alone is signalled: the outer one reaps it and ends by itself. Killed at
+    once, it would leave a zombie to a pid 1 of the host's or container's that may not reap.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.paths = tuple(map(Path, entry.cgroups))
+        self.outer = procs.open_pidfd(entry.outer)
+        init = None if entry.init is None else procs.open_pidfd(entry.init)
+        if entry.level == "process":
+            self.fds = stragglers(entry)
+        else:
+            self.fds = [fd for fd in (init if init is not None else self.outer,) if fd is not None]
+
+    def strike(self) -> None:
+        """SIGKILL to all of it; does not wait."""
+        if self.entry.level == "process":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if self.outer is not None:
+                    os.killpg(self.entry.outer.pid, signal.SIGKILL)
+            cgroup.kill_all(self.paths)
+        for fd in self.fds:
+            procs.send_kill(fd)
+
+    def gone(self, deadline: float) -> bool:
+        """Wait until nothing is left, at most until ``deadline`` (monotonic)."""
+        if not procs.wait_gone(self.fds, deadline - time.monotonic()):
+            return False
+        if self.outer is not None and not procs.wait_gone([self.outer], LINGER_SECONDS):
+            procs.send_kill(self.outer)
+            if not procs.wait_gone([self.outer], deadline - time.monotonic()):
+                return False
+        while cgroup.members(self.paths):
+            if time.monotonic() > deadline:
+                return False
+            cgroup.kill_all(self.paths)
+            time.sleep(0.001)
+        return True
+
+    def close(self) -> None:
+        """Let go of the pidfds."""
+        for fd in {*self.fds, *([] if self.outer is None else [self.outer])}:
+            os.close(fd)
+
+
+def strike(entry: Entry) -> None:
+    """End every process of a boundary, now; does not wait."""
+    target = _Target(entry)
     try:
-        for entry in targets:
+        target.strike()
+    finally:
+        target.close()
+
+
+def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
+    started = time.monotonic()
+    targets: list[_Target] = []
+    try:
+        for entry in entries:
+            targets.append(_Target(entry))
             with contextlib.suppress(OSError):
                 (home / FOLDER / f"{entry.id}.killed").touch(mode=0o600)
-            watched.append((entry, strike(entry)))
-        return [
-            Ended(
-                id=entry.id,
-                label=entry.label,
-                gone=_gone(entry, fds, started + seconds),
-                seconds=time.monotonic() - started,
-            )
-            for entry, fds in watched
-        ]
+        # All signals in one go: what dies competes for the processor with whoever prepares the next signal.
+        for target in targets:
+            target.strike()
+        ended = []
+        for target in targets:
+            gone = target.gone(started + seconds)
+            spent = time.monotonic() - started
+            ended.append(Ended(id=target.entry.id, label=target.entry.label, seconds=spent, gone=gone))
+        return ended
     finally:
-        for _, fds in watched:
-            for fd in fds:
-                os.close(fd)
-
-
-def _gone(entry: Entry, fds: list[int], deadline: float) -> bool:
-    """Wait until nothing of a boundary that was struck is left, at most until ``deadline`` (monotonic)."""
-    outer = procs.open_pidfd(entry.outer)
-    try:
-        if not procs.wait_gone(fds, deadline - time.monotonic()):
-            return False
-        if outer is not None and not procs.wait_gone([outer], LINGER_SECONDS):
-            procs.send_kill(outer)
-            if not procs.wait_gone([outer], deadline - time.monotonic()):
-                return False
-    finally:
-        if outer is not None:
-            os.close(outer)
-    paths = tuple(map(Path, entry.cgroups))
-    while cgroup.members(paths):
-        if time.monotonic() > deadline:
-            return False
-        cgroup.kill_all(paths)
-        time.sleep(0.001)
-    return True
-
-
-def strike(entry: Entry) -> list[int]:
-    """SIGKILL to all of a boundary; gives pidfds to wait on, which the caller closes.
-
-    Where there is a namespace, to its first process alone: the outer one reaps it and ends by itself. Killed at once,
-    it would leave a zombie to a pid 1 of the host's or container's that may not reap.
-    """
-    if entry.level != "process":
-        target = entry.init if entry.init is not None and procs.alive(entry.init) else entry.outer
-        fd = procs.open_pidfd(target)
-        fds = [] if fd is None else [fd]
-    else:
-        fds = stragglers(entry)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if procs.alive(entry.outer):
-                os.killpg(entry.outer.pid, signal.SIGKILL)
-        cgroup.kill_all(tuple(map(Path, entry.cgroups)))
-    for fd in fds:
-        procs.send_kill(fd)
-    return fds
+        for target in targets:
+            target.close()
 
 
 def stragglers(entry: Entry) -> list[int]:

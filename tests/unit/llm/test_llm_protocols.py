@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -292,30 +291,6 @@ def test_time_outs(run: Any, caller: Any, provider: str, fault: str, stream: boo
             assert (failure.retryable, failure.sent, failure.timeout) == (True, True, True)
 
         run(caller(provider, server.url, timing), body)
-
-
-def test_a_slow_receiver_is_no_stall(run: Any, caller: Any, provider: str) -> None:
-    with ModelServer([Rule(text="one two")]) as server:
-
-        async def body(call: Any) -> None:
-            heard = []
-
-            async def slow(text: str) -> None:
-                await asyncio.sleep(0.3)
-                heard.append(text)
-
-            # The server has sent everything by the time the first piece is taken.
-            answer = await call.llm.complete(
-                "generate",
-                LLMRequest(messages=(Turn(role="user", content="x"),)),
-                idempotency_key="k",
-                timeout=60.0,
-                before_dial=call.dials.append,
-                on_delta=slow,
-            )
-            assert "".join(heard) == answer.text == "one two"
-
-        run(caller(provider, server.url, Timing(stall=10.0)), body)
 
 
 def test_a_stream_without_figures_is_not_reported(run: Any, caller: Any, provider: str) -> None:

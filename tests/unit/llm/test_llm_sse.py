@@ -6,7 +6,7 @@ import itertools
 from collections import deque
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.llm.sse import Event, Parser
@@ -43,6 +43,7 @@ lines = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_s
 events = st.lists(st.tuples(lines.filter(bool), st.lists(lines, min_size=1, max_size=3)), max_size=5)
 
 
+@settings(deadline=None)
 @given(events, st.sampled_from(["\n", "\r\n", "\r"]), st.lists(st.integers(0, 400)))
 def test_any_cut(written: list[tuple[str, list[str]]], end: str, cuts: list[int]) -> None:
     text = "".join(

@@ -107,6 +107,31 @@ def test_a_time_out_of_the_callers_own_is_not_taken_for_the_providers(run: Any, 
         run(caller("anthropic", server.url), body)
 
 
+def test_each_phase_has_its_limit() -> None:
+    """A receiver that takes its time is no stall of the provider's, and nothing outlasts the whole."""
+
+    async def body() -> None:
+        dials: list[float] = []
+        transport = http.Transport("anthropic", "http://x", Timing(connect=10, send=5, stall=20), {})
+        async with asyncio.timeout(3600) as timer:
+            attempt = http._Attempt(transport, 300.0, dials.append)
+            start = asyncio.get_running_loop().time()
+            attempt._now, attempt.overall = (lambda: start), start + 300
+            attempt.start(timer)
+            limits = [timer.when()]
+            for step in ("http11.send_request_headers.started", "http11.send_request_body.complete"):
+                await attempt.trace(step, {})
+                limits.append(timer.when())
+            attempt.piece()
+            limits.append(timer.when())
+            attempt.paused()
+            limits.append(timer.when())
+        assert limits == [start + 10, start + 5, start + 300, start + 20, start + 300]
+        assert (dials, attempt.sent) == ([5], True)
+
+    asyncio.run(body())
+
+
 def test_cancelling_closes_the_connection(run: Any, caller: Any) -> None:
     with ModelServer([Rule(fault="hang")]) as server:
 
