@@ -22,6 +22,7 @@ from holdfast.journal.fold import RunState, fold
 from holdfast.node import children, keep, models, steps, tools, waits
 from holdfast.node.channel import Channel
 from holdfast.node.deployment import materialise
+from holdfast.node.inbox import Inbox
 from holdfast.node.incarnation import Incarnation
 from holdfast.node.recorder import Recorder
 from holdfast.node.run import Place, Run, Stop
@@ -86,6 +87,7 @@ class Driver:
             services=services,
             isolation=level.name,
         )
+        self._inbox = Inbox(self.run)
 
     # what the node calls
 
@@ -135,10 +137,10 @@ class Driver:
         if run.stop.done():
             raise run.stop.result()
         before = {record.id for record in state.waiting()}
-        await run.take_inbox(self._store.inbox(state.run))
+        await self._inbox.take(self._store.inbox(state.run))
         for record in state.waiting():
-            await run.expire(record)
-        await run.feed()
+            await self._inbox.expire(record)
+        await self._inbox.feed()
         if state.doubt:
             return await self._rest("in_doubt")
         if state.diverged:
@@ -271,7 +273,7 @@ class Driver:
                 if poked.done():
                     poked = None
                     self._poked.clear()
-                    await run.take_inbox(self._store.inbox(run.state.run))
+                    await self._inbox.take(self._store.inbox(run.state.run))
                 if exit_.done():
                     # What it said last may still be in the channel: the channel's end decides.
                     with contextlib.suppress(TimeoutError):

@@ -71,7 +71,7 @@ def _stricter(asked: ApprovalSpec, rule: ApprovalSpec | None) -> ApprovalSpec:
 async def _answered(inc: Incarnation, number: int, place: Place) -> None:
     """Wait for the outcome, then answer with it."""
     run = inc.run
-    await run.feed()
+    await run.inbox.feed()
     await run.waiting(place.id)
     record = run.state.records[place.id]
     if record.state == "done" and record.value is None:

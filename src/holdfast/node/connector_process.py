@@ -1,0 +1,336 @@
+"""One connector process, from its start to its end, and the calls in flight in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import ProtocolError
+from holdfast.node import connector_messages as messages
+from holdfast.node.connector_messages import Cancel, Failure, Invoke, Ready, Result, Setup, Stuck
+from holdfast.sandbox import procs, registry
+from holdfast.sandbox.base import Label
+
+MAX_IN_FLIGHT = 64
+"""Calls at once in one process. Further ones wait their turn, unsent."""
+START = 60.0
+"""Seconds in which a process has to have imported its callables."""
+GRACE = 1.0
+"""Seconds that a process has to give up an overdue call, or to end when it is closed."""
+
+BeforeDial = Callable[[float], None]
+
+log = logging.getLogger("holdfast.connectors")
+
+
+class ConnectorFailure(Exception):
+    """A call that failed.
+
+    ``sent``: the callable may have done something. ``retryable``: trying again can help. ``timeout``: it took too long.
+    ``answered``: the callable itself said so; otherwise what it did is not known.
+    """
+
+    def __init__(
+        self, message: str, *, sent: bool, retryable: bool, timeout: bool = False, answered: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.answered = answered
+        self.sent = sent
+        self.retryable = retryable
+        self.timeout = timeout
+
+
+class _Pending:
+    def __init__(self, number: int, what: str, timeout: float, future: asyncio.Future[bytes]) -> None:
+        self.number = number
+        self.what = what
+        self.timeout = timeout
+        self.future = future
+        self.timer: asyncio.TimerHandle | None = None
+        self.overdue = False
+
+
+class ConnectorProcess:
+    """One connector process, from start to end."""
+
+    def __init__(self, folder: str, targets: tuple[str, ...], dial: float, grace: float) -> None:
+        self._folder = folder
+        self._dial = dial
+        self._grace = grace
+        self._targets = targets
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, _Pending] = {}
+        self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._ready: asyncio.Future[Ready] | None = None
+        self._faults: dict[str, str] = {}
+        self._child: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._end: tuple[str, bool] | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self._end is None and self._child is not None and self._child.returncode is None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._calls)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid if self._child else 0
+
+    async def start(self, env: Mapping[str, str], output: int) -> None:
+        self._ready = asyncio.get_running_loop().create_future()
+        outer, inner = socket.socketpair()
+        try:
+            with inner:
+                self._child = await asyncio.create_subprocess_exec(
+                    *(
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "holdfast.node.connector_host",
+                        str(inner.fileno()),
+                        str(os.getpid()),
+                    ),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(inner.fileno(),),
+                    cwd=self._folder,
+                    env=env,
+                    # Not the terminal's: an interrupt there is the node's to handle. A kill ends the whole group.
+                    start_new_session=True,
+                )
+            if self._end is not None:
+                self.signal(signal.SIGKILL)
+            reader, self._writer = await asyncio.open_connection(sock=outer, limit=1 << 20)
+        except OSError as error:
+            outer.close()
+            raise ConnectorFailure(
+                f"the connector process cannot be started in {self._folder}: {error.strerror or error}",
+                sent=False,
+                retryable=True,
+            ) from None
+        self._reading = asyncio.create_task(self._read(reader))
+        self._writer.write(messages.frame(Setup(messages.VERSION, self._targets)))
+        try:
+            async with asyncio.timeout(START):
+                self._faults = (await asyncio.shield(self._ready)).faults
+        except TimeoutError:
+            raise ConnectorFailure(
+                f"the connectors in {self._folder} were not imported within {START:g} s; let their modules do less",
+                sent=False,
+                retryable=True,
+            ) from None
+
+    async def call(
+        self, what: str, target: str, args: bytes, result: bytes, key: str, timeout: float, before_dial: BeforeDial
+    ) -> bytes:
+        if fault := self._faults.get(target):
+            raise ConnectorFailure(f"{what}: {fault}; correct it and restart the node", sent=False, retryable=False)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            raise ConnectorFailure(
+                f"{what}: {MAX_IN_FLIGHT} calls were under way for {timeout:g} s",
+                sent=False,
+                retryable=True,
+                timeout=True,
+            ) from None
+        try:
+            pending = self._send(what, target, args, result, key, timeout, before_dial)
+        except BaseException:
+            self._places.release()
+            raise
+        pending.future.add_done_callback(lambda _: self._places.release())
+        try:
+            return await asyncio.shield(pending.future)
+        except asyncio.CancelledError:
+            if not pending.future.done():
+                # Nobody waits any more; its time-out still holds.
+                pending.future.add_done_callback(_forget)
+                self._say(Cancel(pending.number))
+            raise
+
+    def _send(
+        self, what: str, target: str, args: bytes, result: bytes, key: str, timeout: float, before_dial: BeforeDial
+    ) -> _Pending:
+        if not self.usable:
+            raise ConnectorFailure(f"{what}: the connector process has ended", sent=False, retryable=True)
+        loop = asyncio.get_running_loop()
+        number = next(self._numbers)
+        dial = min(self._dial, timeout)
+        dial_by = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + int(dial * 1_000_000)
+        try:
+            data = messages.frame(Invoke(number, target, args, key, dial_by, result))
+        except ProtocolError as error:
+            raise ConnectorFailure(f"{what}: {error}", sent=False, retryable=False) from None
+        before_dial(dial)
+        assert self._writer is not None
+        self._writer.write(data)
+        pending = self._calls[number] = _Pending(number, what, timeout, loop.create_future())
+        pending.timer = loop.call_later(timeout, self._overdue, number)
+        return pending
+
+    def _say(self, message: messages.ToHost) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(messages.frame(message))
+
+    def _overdue(self, number: int) -> None:
+        pending = self._calls[number]
+        pending.overdue = True
+        self._say(Cancel(number))
+        pending.timer = asyncio.get_running_loop().call_later(self._grace, self._hung, number)
+
+    def _hung(self, number: int) -> None:
+        what = self._calls[number].what
+        log.warning("connector %s hung: its process %d is ended", what, self.pid)
+        self.end(f"{what} hung in it", retryable=True)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        reason = ""
+        try:
+            while (message := await messages.read(reader, messages.node_decoder)) is not None:
+                self._take(message)
+        except ProtocolError as error:
+            reason = str(error)
+        await self._gone(reason)
+
+    def _take(self, message: messages.FromHost) -> None:
+        if isinstance(message, Ready):
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(message)
+            return
+        if isinstance(message, Stuck):
+            # A call whose caller left goes on until its time is up; an overdue one takes its process with it.
+            if (pending := self._calls.get(message.id)) is not None and pending.overdue:
+                self._hung(message.id)
+            return
+        pending = self._calls.pop(message.id, None)
+        if pending is None:
+            return
+        if pending.timer is not None:
+            pending.timer.cancel()
+        if isinstance(message, Result):
+            _settle(pending, message.value)
+        else:
+            _settle(pending, self._failure(pending, message))
+
+    def _failure(self, pending: _Pending, message: Failure) -> ConnectorFailure:
+        if message.trace:
+            log.warning("connector %s raised at %s", pending.what, message.trace)
+        if message.timeout:
+            return _timed_out(pending, sent=message.sent)
+        return ConnectorFailure(
+            f"{pending.what}: {message.message}", sent=message.sent, retryable=message.retryable, answered=True
+        )
+
+    def end(self, reason: str, *, retryable: bool) -> None:
+        """End the process and its children now; calls in flight are lost."""
+        if self._end is None:
+            self._end = (reason, retryable)
+        self.signal(signal.SIGKILL)
+        self._lose()
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._child is not None and self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, number)
+
+    async def _gone(self, reason: str) -> None:
+        """The socket closed: say how the process ended, and end what is left of it."""
+        assert self._child is not None
+        assert self._writer is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await self._child.wait()
+        status = self._child.returncode
+        if not reason:
+            reason = f"it ended with {_status(status)}" if status is not None else "it closed its channel"
+        self.end(reason, retryable=True)
+        self._writer.close()
+        await self._child.wait()
+
+    def _lose(self) -> None:
+        assert self._end is not None
+        reason, retryable = self._end
+        calls, self._calls = self._calls, {}
+        for pending in calls.values():
+            if pending.timer is not None:
+                pending.timer.cancel()
+            if pending.overdue:
+                _settle(pending, _timed_out(pending))
+                continue
+            message = f"{pending.what}: the connector process was lost ({reason}); what the call did is not known"
+            _settle(pending, ConnectorFailure(message, sent=True, retryable=retryable))
+        if self._ready is not None and not self._ready.done():
+            text = f"the connector process in {self._folder} did not start ({reason})"
+            self._ready.set_exception(ConnectorFailure(text, sent=False, retryable=retryable))
+            self._ready.add_done_callback(_forget)
+
+    async def close(self) -> None:
+        """End it: politely when it is idle."""
+        if self._end is None:
+            self._end = ("the node is closing", True)
+        if self._writer is not None and not self._calls:
+            self._writer.write_eof()
+        else:
+            self.end("the node is closing", retryable=True)
+        if self._reading is not None:
+            done, _ = await asyncio.wait({self._reading}, timeout=GRACE)
+            if not done:
+                self.signal(signal.SIGKILL)
+                await self._reading
+
+
+def _settle(pending: _Pending, outcome: bytes | ConnectorFailure) -> None:
+    if pending.future.done():
+        return
+    if isinstance(outcome, bytes):
+        pending.future.set_result(outcome)
+    else:
+        pending.future.set_exception(outcome)
+
+
+def _timed_out(pending: _Pending, *, sent: bool = True) -> ConnectorFailure:
+    return ConnectorFailure(
+        f"{pending.what} did not answer within {pending.timeout:g} s", sent=sent, retryable=True, timeout=True
+    )
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _status(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that works in another folder: relative module paths still lead to the same
+    place."""
+    own = dict(env)
+    if paths := own.get("PYTHONPATH"):
+        own["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep) if path)
+    return own
