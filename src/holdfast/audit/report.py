@@ -107,10 +107,11 @@ def _printable(finding: Finding) -> Finding:
     """The finding without what a forger may have written into names in order to fool a terminal or break JSON."""
     return msgspec.structs.replace(
         finding,
-        **{name: _clean(getattr(finding, name)) for name in ("message", "tenant", "stream", "kind", "payload")},
+        **{name: printable(getattr(finding, name)) for name in ("message", "tenant", "stream", "kind", "payload")},
     )
 
 
-def _clean(text: object) -> str:
+def printable(text: object) -> str:
+    """Text of unknown origin with everything escaped that a terminal or JSON would stumble over; cut at 2000."""
     plain = str(text)[:2000]
     return plain if plain.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from holdfast.action import Outcome
+from holdfast.audit.report import printable
 from holdfast.errors import StoreError
 from holdfast.journal.base import Store
 from holdfast.journal.event import Event, decode
@@ -52,7 +53,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def row(event: Event) -> Row:
-    """An event as a row. Never fails, whatever its data holds."""
+    """An event as a row. Never fails, whatever its data holds; what agents wrote cannot move a terminal's cursor."""
     data = event.data
     verdict = _object(data.get("verdict"))
     action = _object(data.get("action"))
@@ -61,10 +62,10 @@ def row(event: Event) -> Row:
     return Row(
         at=event.at,
         tenant=event.tenant,
-        run=event.stream,
+        run=printable(event.stream),
         seq=event.seq,
         index=event.index,
-        kind=event.kind,
+        kind=printable(event.kind),
         name=_text(name),
         verdict=_text(word),
         rule=_text(verdict.get("rule") or data.get("rule") or ""),
@@ -102,8 +103,8 @@ def follow(
 ) -> Iterator[Row]:
     """Events as they come, by their place in each tenant's log.
 
-    ``start`` gives the first index wanted by tenant; by default what comes from now on. ``wait`` is called when there is
-    nothing new and says whether to go on.
+    ``start`` gives the first index wanted by tenant; by default what comes from now on. ``wait`` is called when there
+    is nothing new and says whether to go on.
 
     Raises:
         StoreError: the journal, or an event in it, cannot be read.
@@ -154,4 +155,4 @@ def _word(outcome: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return printable(value if isinstance(value, str) else msgspec.json.encode(value).decode())

@@ -50,21 +50,21 @@ def plain(value: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))
 
 
-DENIED = Verdict(
-    outcome=Outcome.DENY,
-    rule="no-wire",
-    reason="too much",
-    hits=(Hit(rule="no-wire", category="c", outcome=Outcome.DENY, reason="r"),),
-)
+ALLOWED = Verdict(outcome=Outcome.ALLOW)
+HIT = Hit(rule="no-wire", category="c", outcome=Outcome.DENY, reason="r")
+DENIED = Verdict(outcome=Outcome.DENY, rule="no-wire", reason="too much", hits=(HIT,))
+ACTION = {"id": "a.1", "name": "a"}
+FAULT = {"id": "a.1", "status": "fault", "message": "broke", "rule": "r"}
 
 
 @pytest.mark.parametrize(
     ("kind", "data", "shown"),
     [
-        (Kind.INTENT, {"action": {"id": "a.1", "name": "a"}, "verdict": plain(Verdict(outcome=Outcome.ALLOW))}, ("a.1", "allow", "", "")),
-        (Kind.VERDICT, {"action": {"id": "a.1", "name": "a"}, "verdict": plain(DENIED)}, ("a.1", "deny", "no-wire", "too much")),
+        (Kind.INTENT, {"action": ACTION, "verdict": plain(ALLOWED)}, ("a.1", "allow", "", "")),
+        (Kind.VERDICT, {"action": ACTION, "verdict": plain(DENIED)}, ("a.1", "deny", "no-wire", "too much")),
         (Kind.OUTCOME, {"id": "a.1", "status": "ok"}, ("a.1", "ok", "", "")),
-        (Kind.OUTCOME, {"id": "a.1", "status": "fault", "message": "broke", "rule": "r"}, ("a.1", "fault", "r", "broke")),
+        (Kind.OUTCOME, FAULT, ("a.1", "fault", "r", "broke")),
+        (Kind.OUTCOME, {"id": "\x1b[2J\n"}, ("\\x1b[2J\\n", "", "", "")),
         (Kind.RUN_CREATED, {"agent": "clerk"}, ("clerk", "", "", "")),
         (Kind.KILL_ISSUED, {"name": "clerk", "reason": "odd"}, ("clerk", "", "", "odd")),
         (Kind.RUN_FAILED, {"code": "x", "message": "broke"}, ("", "", "", "broke")),
@@ -78,18 +78,15 @@ def test_each_kind_shows_what_matters(kind: str, data: dict[str, Any], shown: tu
     )  # fmt: skip
 
 
+_keys = st.sampled_from(["action", "verdict", "id", "name", "status", "rule", "reason", "message", "outcome"])
 _json = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "outcome", "rule"]), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_keys, inner, max_size=3),
     max_leaves=6,
 )
 
 
-@given(
-    st.dictionaries(st.sampled_from(["action", "verdict", "id", "name", "status", "rule", "reason", "message"]), _json)
-)
+@given(st.dictionaries(_keys, _json))
 def test_no_data_is_too_odd_for_a_row(data: dict[str, Any]) -> None:
     one = row(event("intent", data))
     assert all(isinstance(text, str) for text in (one.name, one.verdict, one.rule, one.reason))
