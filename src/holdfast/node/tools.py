@@ -10,7 +10,7 @@ from holdfast.config import ConnectorSettings
 from holdfast.errors import PayloadError, ProtocolError, StepError, StepTimeout
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
-from holdfast.node.connectors import ConnectorFailure
+from holdfast.node.connector_process import ConnectorFailure
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, Run, Stop, idempotency_key
 from holdfast.node.steps import backoff_us
