@@ -13,9 +13,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from holdfast.errors import ProtocolError
 from holdfast.node import connector_messages as messages
@@ -62,23 +64,34 @@ class _Pending:
         self.overdue = False
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose process it is, where it works, and in which home it is registered (None: in none)."""
+
+    tenant: str
+    folder: str
+    home: Path | None
+
+
 class ConnectorProcess:
     """One connector process, from start to end."""
 
-    def __init__(self, folder: str, targets: tuple[str, ...], dial: float, grace: float) -> None:
-        self._folder = folder
+    def __init__(self, origin: Origin, targets: Iterable[str], dial: float, grace: float) -> None:
+        self._origin = origin
+        self._targets = tuple(dict.fromkeys(targets))
         self._dial = dial
         self._grace = grace
-        self._targets = targets
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Pending] = {}
         self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._ready: asyncio.Future[Ready] | None = None
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
         self._faults: dict[str, str] = {}
         self._child: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._end: tuple[str, bool] | None = None
+        self._entry = f"connectors-{secrets.token_hex(8)}"
 
     @property
     def usable(self) -> bool:
@@ -93,7 +106,6 @@ class ConnectorProcess:
         return self._child.pid if self._child else 0
 
     async def start(self, env: Mapping[str, str], output: int) -> None:
-        self._ready = asyncio.get_running_loop().create_future()
         outer, inner = socket.socketpair()
         try:
             with inner:
@@ -110,18 +122,19 @@ class ConnectorProcess:
                     stdout=output,
                     stderr=output,
                     pass_fds=(inner.fileno(),),
-                    cwd=self._folder,
-                    env=env,
+                    cwd=self._origin.folder,
+                    env={**env, registry.MARKER: self._entry},
                     # Not the terminal's: an interrupt there is the node's to handle. A kill ends the whole group.
                     start_new_session=True,
                 )
+            self._register()
             if self._end is not None:
                 self.signal(signal.SIGKILL)
             reader, self._writer = await asyncio.open_connection(sock=outer, limit=1 << 20)
         except OSError as error:
             outer.close()
             raise ConnectorFailure(
-                f"the connector process cannot be started in {self._folder}: {error.strerror or error}",
+                f"the connector process cannot be started in {self._origin.folder}: {error.strerror or error}",
                 sent=False,
                 retryable=True,
             ) from None
@@ -132,10 +145,31 @@ class ConnectorProcess:
                 self._faults = (await asyncio.shield(self._ready)).faults
         except TimeoutError:
             raise ConnectorFailure(
-                f"the connectors in {self._folder} were not imported within {START:g} s; let their modules do less",
+                f"the connectors in {self._origin.folder} were not imported within {START:g} s; import less",
                 sent=False,
                 retryable=True,
             ) from None
+
+    def _register(self) -> None:
+        """Let a kill find this process even when its node does not answer.
+
+        Raises:
+            OSError: the registry cannot be written: what cannot be killed does not run.
+        """
+        assert self._child is not None
+        node, outer = procs.identify(os.getpid()), procs.identify(self._child.pid)
+        if self._origin.home is None or node is None or outer is None:
+            return
+        entry = registry.Entry(
+            id=self._entry,
+            level="process",
+            label=Label(tenant=self._origin.tenant),
+            node=node,
+            outer=outer,
+            boot=procs.boot_id(),
+            pid_namespace=procs.pid_namespace(),
+        )
+        registry.write(self._origin.home, entry)
 
     async def call(
         self, what: str, target: str, args: bytes, result: bytes, key: str, timeout: float, before_dial: BeforeDial
@@ -172,7 +206,6 @@ class ConnectorProcess:
     ) -> _Pending:
         if not self.usable:
             raise ConnectorFailure(f"{what}: the connector process has ended", sent=False, retryable=True)
-        loop = asyncio.get_running_loop()
         number = next(self._numbers)
         dial = min(self._dial, timeout)
         dial_by = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000 + int(dial * 1_000_000)
@@ -183,8 +216,8 @@ class ConnectorProcess:
         before_dial(dial)
         assert self._writer is not None
         self._writer.write(data)
-        pending = self._calls[number] = _Pending(number, what, timeout, loop.create_future())
-        pending.timer = loop.call_later(timeout, self._overdue, number)
+        pending = self._calls[number] = _Pending(number, what, timeout, self._loop.create_future())
+        pending.timer = self._loop.call_later(timeout, self._overdue, number)
         return pending
 
     def _say(self, message: messages.ToHost) -> None:
@@ -195,7 +228,7 @@ class ConnectorProcess:
         pending = self._calls[number]
         pending.overdue = True
         self._say(Cancel(number))
-        pending.timer = asyncio.get_running_loop().call_later(self._grace, self._hung, number)
+        pending.timer = self._loop.call_later(self._grace, self._hung, number)
 
     def _hung(self, number: int) -> None:
         what = self._calls[number].what
@@ -213,7 +246,7 @@ class ConnectorProcess:
 
     def _take(self, message: messages.FromHost) -> None:
         if isinstance(message, Ready):
-            if self._ready is not None and not self._ready.done():
+            if not self._ready.done():
                 self._ready.set_result(message)
             return
         if isinstance(message, Stuck):
@@ -241,11 +274,15 @@ class ConnectorProcess:
         )
 
     def end(self, reason: str, *, retryable: bool) -> None:
-        """End the process and its children now; calls in flight are lost."""
+        """End the process and its children now, from any thread; calls in flight are lost."""
         if self._end is None:
             self._end = (reason, retryable)
         self.signal(signal.SIGKILL)
-        self._lose()
+        if threading.get_ident() == self._thread:
+            self._lose()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                self._loop.call_soon_threadsafe(self._lose)
 
     def signal(self, number: signal.Signals) -> None:
         if self._child is not None and self._child.returncode is None:
@@ -262,9 +299,14 @@ class ConnectorProcess:
         status = self._child.returncode
         if not reason:
             reason = f"it ended with {_status(status)}" if status is not None else "it closed its channel"
-        self.end(reason, retryable=True)
+        home = self._origin.home
+        killed = home is not None and registry.was_killed(home, self._entry)
+        self.end("it was killed" if killed else reason, retryable=not killed)
         self._writer.close()
         await self._child.wait()
+        if home is not None:
+            with contextlib.suppress(OSError):
+                registry.forget(home, self._entry)
 
     def _lose(self) -> None:
         assert self._end is not None
@@ -278,8 +320,8 @@ class ConnectorProcess:
                 continue
             message = f"{pending.what}: the connector process was lost ({reason}); what the call did is not known"
             _settle(pending, ConnectorFailure(message, sent=True, retryable=retryable))
-        if self._ready is not None and not self._ready.done():
-            text = f"the connector process in {self._folder} did not start ({reason})"
+        if not self._ready.done():
+            text = f"the connector process in {self._origin.folder} did not start ({reason})"
             self._ready.set_exception(ConnectorFailure(text, sent=False, retryable=retryable))
             self._ready.add_done_callback(_forget)
 
@@ -325,12 +367,3 @@ def _status(status: int) -> str:
         return signal.Signals(-status).name
     except ValueError:
         return f"signal {-status}"
-
-
-def _environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that works in another folder: relative module paths still lead to the same
-    place."""
-    own = dict(env)
-    if paths := own.get("PYTHONPATH"):
-        own["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep) if path)
-    return own

@@ -8,61 +8,51 @@ unknown, and nothing else; the next call starts another process.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-import logging
 import os
 import signal
-import socket
-import sys
-import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from holdfast import values
 from holdfast.config import ConnectorSettings
-from holdfast.errors import PayloadError, ProtocolError
-from holdfast.node import connector_messages as messages
-from holdfast.node.connector_messages import Cancel, Failure, Invoke, Ready, Result, Setup, Stuck
+from holdfast.errors import PayloadError
+from holdfast.node.connector_process import GRACE, BeforeDial, ConnectorFailure, ConnectorProcess, Origin
+
+__all__ = ["ConnectorFailure", "ConnectorPool"]
 
 DIAL = 5.0
 """Seconds within which the process begins a call or refuses it: the dial's deadline, which a lease has to outlast."""
-MAX_IN_FLIGHT = 64
-"""Calls at once in one process. Further ones wait their turn, unsent."""
-START = 60.0
-"""Seconds in which a process has to have imported its callables."""
-GRACE = 1.0
-"""Seconds that a process has to give up an overdue call, or to end when it is closed."""
 
-BeforeDial = Callable[[float], None]
 ConnectorsOf = Callable[[str], Mapping[str, ConnectorSettings]]
-
-log = logging.getLogger("holdfast.connectors")
 
 
 class ConnectorPool:
     """The connector processes of a node. Belongs to one event loop, in a thread that lives as long as the node.
 
-    ``connectors_of`` gives a tenant's connectors by name. ``env`` is the processes' environment (the node's own by
-    default: connectors may hold credentials), ``output`` the descriptor of what they print. ``dial`` and ``grace`` are
-    seconds (see :data:`DIAL` and :data:`GRACE`).
+    ``connectors_of`` gives a tenant's connectors by name. In the registry of ``home`` any process finds the processes
+    to end them; without a home they are not registered. ``env`` is their environment (the node's own by default:
+    connectors may hold credentials), ``output`` the descriptor of what they print. ``dial`` and ``grace`` are seconds
+    (see :data:`DIAL` and :data:`~holdfast.node.connector_process.GRACE`).
     """
 
     def __init__(
         self,
         connectors_of: ConnectorsOf,
         *,
+        home: Path | None = None,
         env: Mapping[str, str] | None = None,
         output: int = 2,
         dial: float = DIAL,
         grace: float = GRACE,
     ) -> None:
         self._connectors_of = connectors_of
+        self._home = home
         self._env = _environment(os.environ if env is None else env)
         self._output = output
         self._dial = dial
         self._grace = grace
-        self._processes: dict[tuple[str, str], _Process] = {}
+        self._processes: dict[tuple[str, str], ConnectorProcess] = {}
         self._starting: dict[tuple[str, str], asyncio.Lock] = {}
 
     def settings(self, tenant: str, name: str) -> ConnectorSettings | None:
@@ -77,51 +67,34 @@ class ConnectorPool:
         key: str,
         timeout_us: int,
         before_dial: BeforeDial,
+        *,
+        undoes: bytes = b"",
     ) -> bytes:
         """Make one attempt of a call; the canonical JSON of what it returned.
 
         Args:
-            tenant: whose connector.
-            name: of the connector.
-            args: its keyword arguments.
-            key: idempotency key, stable over retries; passed on when the callable takes ``idempotency_key``.
-            timeout_us: of the attempt; 0: the connector's own.
-            before_dial: called right before the call is handed over, with the seconds in which it begins or never does;
-                what it raises ends the attempt with nothing sent.
+            tenant: whose connector. name: of the connector. args: its keyword arguments. key: idempotency key, stable
+            over retries; passed on when the callable takes ``idempotency_key``. timeout_us: of the attempt; 0: the
+            connector's own. before_dial: called right before the call is handed over, with the seconds in which it
+            begins or never does; what it raises ends the attempt with nothing sent. undoes: JSON that the call had
+            returned which this one undoes, and whose arguments ``args`` are. The callable then gets those of them
+            that it takes, and ``result`` and ``args`` (all of them) where it takes these.
 
         Raises:
             ConnectorFailure: it failed, or cannot be called.
         """
         connector = self._find(tenant, name)
-        return await self._attempt(tenant, name, connector, connector.call, args, b"", key, timeout_us, before_dial)
-
-    async def undo(
-        self,
-        tenant: str,
-        name: str,
-        args: dict[str, Any],
-        result: bytes,
-        key: str,
-        timeout_us: int,
-        before_dial: BeforeDial,
-    ) -> bytes:
-        """Undo a call of a compensable connector. ``undo`` names a callable or another connector.
-
-        It is called with those of the call's arguments that it takes, with ``result`` and ``args`` (all of them)
-        where it takes these, and with the ``key`` of this undoing. ``result`` is the JSON that the call had returned.
-
-        Raises:
-            ConnectorFailure: as :meth:`call`.
-        """
-        connector = self._find(tenant, name)
-        if not connector.undo:
-            raise ConnectorFailure(f"the connector {name} names no undo", sent=False, retryable=False)
-        target = connector.undo
-        if ":" not in target:
-            connector = self._find(tenant, target)
-            target = connector.call
-        what = f"{name}'s undo"
-        return await self._attempt(tenant, what, connector, target, args, result, key, timeout_us, before_dial)
+        if "idempotency_key" in args:
+            raise ConnectorFailure(
+                f"{name}: idempotency_key is given by Holdfast; leave it out", sent=False, retryable=False
+            )
+        try:
+            data = values.dump(args, f"the arguments of {name}")
+        except PayloadError as error:
+            raise ConnectorFailure(str(error), sent=False, retryable=False) from None
+        timeout = (timeout_us or connector.timeout) / 1_000_000
+        process = await self._process(tenant, str(connector.folder))
+        return await process.call(name, connector.call, data, undoes, key, timeout, before_dial)
 
     def _find(self, tenant: str, name: str) -> ConnectorSettings:
         connector = self.settings(tenant, name)
@@ -138,31 +111,7 @@ class ConnectorPool:
             )
         return connector
 
-    async def _attempt(
-        self,
-        tenant: str,
-        what: str,
-        connector: ConnectorSettings,
-        target: str,
-        args: dict[str, Any],
-        result: bytes,
-        key: str,
-        timeout_us: int,
-        before_dial: BeforeDial,
-    ) -> bytes:
-        if "idempotency_key" in args:
-            raise ConnectorFailure(
-                f"{what}: idempotency_key is given by Holdfast; leave it out", sent=False, retryable=False
-            )
-        try:
-            data = values.dump(args, f"the arguments of {what}")
-        except PayloadError as error:
-            raise ConnectorFailure(str(error), sent=False, retryable=False) from None
-        timeout = (timeout_us or connector.timeout) / 1_000_000
-        process = await self._process(tenant, str(connector.folder))
-        return await process.call(what, target, data, result, key, timeout, before_dial)
-
-    async def _process(self, tenant: str, folder: str) -> _Process:
+    async def _process(self, tenant: str, folder: str) -> ConnectorProcess:
         place = (tenant, folder)
         process = self._processes.get(place)
         if process is not None and process.usable:
@@ -170,7 +119,9 @@ class ConnectorPool:
         async with self._starting.setdefault(place, asyncio.Lock()):
             process = self._processes.get(place)
             if process is None or not process.usable:
-                process = _Process(folder, self._targets(tenant, folder), self._dial, self._grace)
+                targets = [one.call for one in self._connectors_of(tenant).values() if str(one.folder) == folder]
+                origin = Origin(tenant=tenant, folder=folder, home=self._home)
+                process = ConnectorProcess(origin, filter(None, targets), self._dial, self._grace)
                 self._processes[place] = process
                 try:
                     await process.start(self._env, self._output)
@@ -181,21 +132,15 @@ class ConnectorPool:
                     raise
             return process
 
-    def _targets(self, tenant: str, folder: str) -> tuple[str, ...]:
-        found = {}
-        for connector in self._connectors_of(tenant).values():
-            if str(connector.folder) == folder:
-                found[connector.call] = connector.call
-                if ":" in connector.undo:
-                    found[connector.undo] = connector.undo
-        return tuple(target for target in found if target)
-
     def pids(self, tenant: str | None = None) -> tuple[int, ...]:
         """The processes of a tenant, or of all."""
         return tuple(process.pid for process in self._of(tenant) if process.usable)
 
     def kill(self, tenant: str | None = None) -> None:
-        """End the processes of a tenant, or all, now. Calls in flight fail as sent and are not to be tried again."""
+        """End the processes of a tenant, or all, now. Calls in flight fail as sent and are not to be tried again.
+
+        Like :meth:`freeze` and :meth:`thaw` this may be called from any thread, whatever the event loop is doing.
+        """
         for process in self._of(tenant):
             process.end("it was killed", retryable=False)
 
@@ -222,5 +167,14 @@ class ConnectorPool:
         self._processes.clear()
         await asyncio.gather(*(process.close() for process in processes))
 
-    def _of(self, tenant: str | None) -> list[_Process]:
-        return [process for place, process in self._processes.items() if tenant in (None, place[0])]
+    def _of(self, tenant: str | None) -> list[ConnectorProcess]:
+        return [process for place, process in list(self._processes.items()) if tenant in (None, place[0])]
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that works in another folder: relative module paths still lead to the same
+    place."""
+    own = dict(env)
+    if paths := own.get("PYTHONPATH"):
+        own["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep) if path)
+    return own

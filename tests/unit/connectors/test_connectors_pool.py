@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from holdfast.config import ConnectorSettings
 from holdfast.node.connectors import ConnectorFailure, ConnectorPool
+from holdfast.sandbox import registry
 
 BANK = """
 import asyncio, os, signal, sys, threading
@@ -100,6 +102,8 @@ NAMES = [
     "huge",
     "child",
     "not_callable",
+    "reverse",
+    "reverse_whole",
     "missing",
 ]
 
@@ -110,13 +114,6 @@ class Node:
     def __init__(self, folder: Path, grace: float) -> None:
         self.folder = folder
         own = {name: ConnectorSettings(call=f"bank.py:{name}", folder=folder) for name in NAMES}
-        own["payment"] = ConnectorSettings(
-            call="bank.py:transfer", effect="compensable", undo="bank.py:reverse", folder=folder
-        )
-        own["order"] = ConnectorSettings(
-            call="bank.py:transfer", effect="compensable", undo="cancel_order", folder=folder
-        )
-        own["cancel_order"] = ConnectorSettings(call="bank.py:reverse_whole", folder=folder)
         own["web"] = ConnectorSettings(url="https://bank.example", folder=folder)
         own["module"] = ConnectorSettings(call="bank:plain", folder=folder)
         self.tenants = {"default": own, "acme": own, "empty": {}}
@@ -408,18 +405,69 @@ def test_a_tenant_without_work_keeps_no_process(folder: Path) -> None:
     run(folder, body)
 
 
-def test_undo_gets_what_it_takes(folder: Path) -> None:
+def test_an_undo_gets_what_it_takes(folder: Path) -> None:
     async def body(node: Node) -> None:
         async def undo(name: str) -> object:
-            data = await node.pool.undo(
-                "default", name, {"amount": 5, "to": "y"}, b'{"id":7}', "key-2", 0, node.dials.append
+            data = await node.pool.call(
+                "default", name, {"amount": 5, "to": "y"}, "key-2", 0, node.dials.append, undoes=b'{"id":7}'
             )
             return json.loads(data)
 
-        assert await undo("payment") == {"undid": 5, "was": {"id": 7}}
-        assert await undo("order") == [{"amount": 5, "to": "y"}, {"id": 7}, "key-2"]
-        with pytest.raises(ConnectorFailure, match="names no undo"):
-            await undo("plain")
+        assert await undo("reverse") == {"undid": 5, "was": {"id": 7}}
+        assert await undo("reverse_whole") == [{"amount": 5, "to": "y"}, {"id": 7}, "key-2"]
+        assert await undo("plain") == 5
+
+    run(folder, body)
+
+
+def test_a_kill_finds_the_process_in_the_registry(folder: Path, tmp_path: Path) -> None:
+    """Whoever kills a tenant ends its connectors even when their node does not answer."""
+    home = tmp_path / "home"
+
+    async def body(node: Node) -> None:
+        node.pool = ConnectorPool(lambda tenant: node.tenants[tenant], home=home)
+        try:
+            mark = tmp_path / "mark"
+            await node.call("plain", {"amount": 1}, tenant="acme")
+            task = asyncio.create_task(node.call("child", {"mark": str(mark)}))
+            while not (mark.exists() and mark.read_text()):
+                await asyncio.sleep(0.01)
+            assert len(registry.entries(home)) == 2
+            ended = registry.end_matching(home, lambda label: label.tenant == "default", seconds=60)
+            assert [one.gone for one in ended] == [True]
+            with pytest.raises(ConnectorFailure, match="it was killed") as caught:
+                await task
+            assert (caught.value.sent, caught.value.retryable) == (True, False)
+            await gone(int(mark.read_text()))
+            assert await node.call("plain", {"amount": 2}, tenant="acme") == 2
+        finally:
+            await node.pool.close()
+        assert list((home / registry.FOLDER).iterdir()) == []
+
+    run(folder, body)
+
+
+def test_another_thread_may_freeze_and_kill(folder: Path) -> None:
+    """As the watch over kills does when the event loop is busy."""
+
+    async def body(node: Node) -> None:
+        task = asyncio.create_task(node.call("wait_gate"))
+        while not node.dials:
+            await asyncio.sleep(0.01)
+        (pid,) = node.pool.pids()
+
+        def other() -> None:
+            node.pool.freeze()
+            while state(pid) != "T":
+                time.sleep(0.001)
+            node.pool.thaw()
+            while state(pid) == "T":
+                time.sleep(0.001)
+            node.pool.kill()
+
+        await asyncio.to_thread(other)
+        with pytest.raises(ConnectorFailure, match="killed"):
+            await task
 
     run(folder, body)
 
