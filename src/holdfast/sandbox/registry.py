@@ -134,8 +134,8 @@ def here(entry: Entry) -> bool:
 class _Target:
     """A boundary that is being ended: pidfds of what is to be signalled, and of the outer process.
 
-    Where there is a namespace its first process alone is signalled: the outer one reaps it and ends by itself. Killed at
-    once, it would leave a zombie to a pid 1 of the host's or container's that may not reap.
+    Where there is a namespace its first process alone is signalled: the outer one reaps it and ends by itself. Killed
+    at once, it would leave a zombie to a pid 1 of the host's or container's that may not reap.
     """
 
     def __init__(self, entry: Entry) -> None:

@@ -145,6 +145,11 @@ class _Denying(_Rules):
         deny = lib.ERRNO(errno.EPERM)
         for name in sorted(DENIED):
             self.add(deny, name)
+        # Refused as a kernel without the family would: programs then go on without it.
+        unknown = lib.ERRNO(errno.EAFNOSUPPORT)
+        for family in set(range(max(FAMILIES))) - set(FAMILIES):
+            self.add(unknown, "socket", self.equal(0, family))
+        self.add(unknown, "socket", lib.Arg(0, lib.GT, max(FAMILIES)))
         for bit in _bits(NAMESPACE_FLAGS):
             self.add(deny, "clone", self.masked(0, bit, bit))
         for request in (TIOCSTI, TIOCLINUX):

@@ -1,0 +1,134 @@
+"""Attacks from inside: none works at level namespace, and each is shown to work where there is no boundary."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.sandbox import syscalls
+
+HERE = Path(__file__).parent
+RUNNER = HERE / "escape_runner.py"
+ABSENT = ("ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ENOENT", "ENODEV", "ENXIO")
+"""How a kernel or machine says that it does not have what is attacked."""
+WITHHELD = ("EPERM", "EACCES")
+"""How a container says that its own walls are closer than ours."""
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"),
+    pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare (util-linux) is not installed"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="the attacks need namespaces of their own, which need root"),
+    pytest.mark.timeout(300),
+]
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_probes = _load(HERE / "escape_probes.py")
+_probes.add_syscalls(sorted(syscalls.DENIED | {"clone3", "openat2"}))
+NAMES = tuple(_probes.PROBES)
+
+
+def _environment() -> dict[str, str]:
+    kinds = ("mnt", "pid", "net", "user", "ipc")
+    inodes = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in kinds}
+    return {
+        "PATH": os.environ["PATH"],
+        "HOST_NAMESPACES": json.dumps(inodes),
+        "NODE_TOKEN": "the-nodes-own-token",
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each attack came to: level to probe to answer."""
+    world = tmp_path_factory.mktemp("world")
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--mount-proc"),
+            *(sys.executable, str(RUNNER), str(world), "process", "namespace"),
+        ],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_suite_is_large_enough() -> None:
+    assert len(NAMES) >= 120
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_closed_inside(results: dict[str, Any], name: str) -> None:
+    assert results["namespace"][name].startswith("closed"), results["namespace"][name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_open_where_there_is_no_boundary(results: dict[str, Any], name: str) -> None:
+    answer = results["process"][name]
+    why = answer.partition(" ")[2]
+    if why in ABSENT:
+        pytest.skip(f"this machine does not have it: {why}")
+    if why in WITHHELD and not _all_capabilities():
+        pytest.skip(f"this container withholds it from the node too: {why}")
+    assert answer == "open"
+
+
+def _all_capabilities() -> bool:
+    """Whether this process may do what the attacks do: DAC_OVERRIDE, SYS_ADMIN, NET_ADMIN, SYS_PTRACE, SYS_RAWIO."""
+    status = Path("/proc/self/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    wanted = sum(1 << number for number in (1, 12, 17, 19, 21))
+    return int(fields["CapEff"], 16) & wanted == wanted and fields["Seccomp"].strip() == "0"
+
+
+def test_what_is_open_without_a_boundary_is_most_of_it(results: dict[str, Any]) -> None:
+    if not _all_capabilities():
+        pytest.skip("this container withholds much from the node itself")
+    assert sum(answer == "open" for answer in results["process"].values()) >= 100
+
+
+def test_nothing_can_be_filled_beyond_its_limit(results: dict[str, Any]) -> None:
+    found = results["exhaust"]
+    assert {found[place] for place in ("/workspace", "/tmp", "/dev/shm")} == {"ENOSPC"}
+
+
+def test_a_fork_bomb_is_bounded_and_ends_with_its_boundary(results: dict[str, Any]) -> None:
+    found = results["exhaust"]
+    assert 40 <= found["most"] <= 65
+    assert found["gone"]
+    assert found["left"] == []
+
+
+def test_attacks_refuse_to_run_on_the_host(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(RUNNER), str(tmp_path), "process"],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "namespaces of their own" in done.stderr
+    assert list(tmp_path.iterdir()) == []
