@@ -12,9 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from holdfast.journal.open import open_store
 from holdfast.journal.sqlstore import SqlStore
+
+# The same examples each time, however slow the machine: a property that fails, fails for a reason.
+settings.register_profile(
+    "holdfast", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("holdfast")
 
 
 class PostgresCluster:
