@@ -20,6 +20,8 @@ from holdfast.journal.evidence import StreamHead
 
 UNKNOWN_CLOCK_US = 5_000_000
 """Slack for a clock whose error bound is not on record, microseconds."""
+STAMP_US = 1_000_000
+"""Slack between the moments at which two events are stamped and committed, microseconds."""
 
 _FIELDS = (
     "tenant",
@@ -168,7 +170,7 @@ class LogCheck:
             self._unlinked(event, stream)
         if event.epoch < stream.epoch:
             self._event("event.epoch", event, f"it was written under epoch {event.epoch}, after epoch {stream.epoch}")
-        slack = _slack(event.clock_error) + _slack(stream.clock_error)
+        slack = _slack(event.clock_error) + _slack(stream.clock_error) + STAMP_US
         if event.at + slack < stream.at:
             self._event("event.time", event, f"it is {stream.at - event.at} µs older than the event before it")
         stream.seq = max(stream.seq, event.seq)

@@ -19,12 +19,14 @@ _CALLS = frozenset({Kind.INTENT, Kind.WAIT, Kind.VERDICT, Kind.SAMPLE})
 
 
 class _Run:
-    __slots__ = ("calls", "index", "intents", "kind", "seq", "status")
+    __slots__ = ("calls", "ended", "index", "intents", "kind", "seq", "status")
 
     def __init__(self) -> None:
         self.calls: dict[str, str] = {}
         self.intents: set[str] = set()
         self.status = ""
+        self.ended = False
+        """Ended or continued anew: what was begun before is no longer remembered."""
         self.seq, self.index, self.kind = 0, 0, ""
 
 
@@ -59,9 +61,8 @@ class RunCheck:
         if kind in _ENDS:
             run.status = _ENDS[kind]
             run.seq, run.index, run.kind = event.seq, event.index, kind
-            run.calls, run.intents = {}, set()
-        elif kind == Kind.RUN_CONTINUED:
-            run.calls, run.intents = {}, set()
+        if kind in _ENDS or kind == Kind.RUN_CONTINUED:
+            run.calls, run.intents, run.ended = {}, set(), True
 
     def finish(self, statuses: dict[str, str]) -> None:
         """Compare how each run ended with the status in its row."""
@@ -99,7 +100,8 @@ class RunCheck:
         name = event.data["id"]
         kind = run.calls.get(name)
         if kind is None:
-            self._add("run.outcome", event, f"{name} ended and had never begun")
+            if not run.ended:
+                self._add("run.outcome", event, f"{name} ended and had never begun")
         elif name not in run.intents and kind in _EFFECTS and event.data.get("status", "ok") == "ok":
             self._add("run.outcome", event, f"{name} was done without an intent on record")
 
