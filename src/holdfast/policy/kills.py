@@ -25,7 +25,7 @@ def matches(kill: Kill, facts: Facts) -> bool:
     if kill.tenant not in ("", "*", facts.tenant):
         return False
     if scope == "agent":
-        return facts.agent == kill.name
+        return bool(facts.agent) and facts.agent == kill.name
     if scope == "workflow":
         return f"{facts.agent}.{facts.workflow}" == kill.name
     if scope == "session":

@@ -300,7 +300,9 @@ def _keys(model: type[BaseModel]) -> dict[str, Any]:
 
 def _translate(document: Document, place: Place, error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     problems = []
-    for item in error.errors(include_url=False, include_input=True):
+    # A misspelt key is named before the one that it leaves missing: it is the cause.
+    items = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    for item in items:
         inner = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith("function-")))
         where = (*place, *inner)
         name = str(inner[-1]) if inner else ""

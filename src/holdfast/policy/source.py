@@ -19,6 +19,8 @@ from holdfast.errors import PolicyFileError
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 64
+_MAX_BRACKETS = 4 * MAX_DEPTH
+_BRACKET = re.compile(r"[\[\]{}]")
 
 Place = tuple[str | int, ...]
 """Where a value stands: keys and list indexes from the top."""
@@ -97,7 +99,12 @@ def parse(data: bytes, file: str) -> Document:
             [Problem(file=file, line=0, key="", message=f"larger than {MAX_BYTES} bytes; split it into several files")]
         )
     try:
-        node = yaml.compose(data.decode("utf-8-sig"), Loader=_Loader)
+        text = data.decode("utf-8-sig")
+        if _brackets(text) > _MAX_BRACKETS:
+            raise refuse(
+                [Problem(file=file, line=1, key="", message="brackets are nested too deep; simplify the file")]
+            )
+        node = yaml.compose(text, Loader=_Loader)
     except UnicodeDecodeError:
         raise refuse([Problem(file=file, line=1, key="", message="the file is not UTF-8; save it as UTF-8")]) from None
     except yaml.MarkedYAMLError as error:
@@ -114,6 +121,15 @@ def parse(data: bytes, file: str) -> Document:
     builder = _Builder(file)
     value = builder.build(node, (), 0)
     return Document(file=file, value=value, lines=builder.lines)
+
+
+def _brackets(text: str) -> int:
+    """How deep brackets are nested, seen without quotes and comments: enough to keep the parser from taking minutes."""
+    depth = deepest = 0
+    for mark in _BRACKET.findall(text):
+        depth = depth + 1 if mark in "[{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class _Loader(yaml.SafeLoader):
