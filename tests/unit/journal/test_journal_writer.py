@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from holdfast.errors import StoreError
+from holdfast.journal import writer as writer_module
 from holdfast.journal.base import Append, Appended, Draft, Refused, Result, Store
 from holdfast.journal.event import VERSION, Event
 from holdfast.journal.writer import MAX_BATCH_BYTES, Writer
@@ -265,3 +266,99 @@ def test_a_hook_that_fails_stops_what_comes_until_it_works(fake: FakeStore, make
     writer.close()
     assert told == [["a"], ["c"]]
     assert fake.batches == [["a"], ["c"]]
+
+
+class TestInline:
+    """Commits at the end of the event loop's turn, in its own thread."""
+
+    def test_what_one_turn_hands_over_is_one_group(self, fake: FakeStore, make: Callable[..., Writer]) -> None:
+        threads: list[int] = []
+
+        async def main() -> None:
+            writer = make(inline=True, before_commit=lambda batch: threads.append(threading.get_ident()))
+            futures = [writer.submit(append(name)) for name in "ab"]
+            futures += writer.submit_all([append("c"), append("d", epoch=1)])
+            results = await settled(futures)
+            assert [type(result).__name__ for result in results] == ["Appended"] * 3 + ["Refused"]
+            await settled([writer.submit(append("e"))])
+            assert fake.batches == [["a", "b", "c", "d"], ["e"]]
+            assert set(threads) == {threading.get_ident()}
+
+        asyncio.run(main())
+
+    def test_groups_are_bounded(self, fake: FakeStore, make: Callable[..., Writer]) -> None:
+        async def main() -> None:
+            writer = make(inline=True, max_batch=2)
+            await settled([writer.submit(append(name)) for name in "abcde"])
+            assert fake.batches == [["a", "b"], ["c", "d"], ["e"]]
+
+        asyncio.run(main())
+
+    def test_a_slow_commit_is_the_last_one_in_the_loop(
+        self, fake: FakeStore, make: Callable[..., Writer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        threads: list[int] = []
+
+        async def main() -> None:
+            writer = make(inline=True, before_commit=lambda batch: threads.append(threading.get_ident()))
+            here = threading.get_ident()
+            monkeypatch.setattr(writer_module, "QUICK", 0.0)
+            await settled([writer.submit(append("a"))])
+            await settled([writer.submit(append("b"))])
+            assert (threads[0] == here, threads[1] == here) == (True, False)
+
+        asyncio.run(main())
+
+    def test_nothing_overtakes_what_the_thread_has(self, fake: FakeStore, make: Callable[..., Writer]) -> None:
+        async def main() -> None:
+            writer = make(inline=True)
+            hold(fake)
+            waiting = asyncio.get_running_loop().run_in_executor(None, writer.commit, append("a"))
+            entered(fake)
+            futures = [writer.submit(append(name)) for name in "bc"]
+            fake.gate.release(100)
+            await settled([*futures, asyncio.ensure_future(waiting)])
+            assert [name for batch in fake.batches for name in batch] == ["a", "b", "c"]
+
+        asyncio.run(main())
+
+    def test_failures(self, fake: FakeStore, make: Callable[..., Writer]) -> None:
+        async def main() -> None:
+            writer = make(inline=True)
+            fake.fail = lambda batch: KeyError("bug") if any(one.stream == "bad" for one in batch) else None
+            results = await settled([writer.submit(append(name)) for name in ("a", "bad", "b")])
+            assert [type(result).__name__ for result in results] == ["Appended", "KeyError", "Appended"]
+            fake.fail = lambda batch: StoreError("disk full")
+            (result,) = await settled([writer.submit(append("c"))])
+            assert str(result) == "disk full"
+            fake.fail = lambda batch: None
+            (result,) = await settled([writer.submit(append("d"))])
+            assert isinstance(result, Appended)
+
+        asyncio.run(main())
+
+    def test_hooks_are_called_in_the_thread(self, fake: FakeStore, make: Callable[..., Writer]) -> None:
+        told: list[tuple[list[str], bool]] = []
+
+        async def main() -> None:
+            here = threading.get_ident()
+            writer = make(
+                inline=True,
+                on_commit=[lambda events: told.append(([e.stream for e in events], threading.get_ident() == here))],
+            )
+            await settled([writer.submit(append(name)) for name in "ab"])
+            writer.close()
+
+        asyncio.run(main())
+        assert told == [(["a", "b"], False)]
+
+    def test_closing_commits_what_this_turn_has(self, fake: FakeStore, make: Callable[..., Writer]) -> None:
+        async def main() -> None:
+            writer = make(inline=True)
+            future = writer.submit(append("a"))
+            writer.close()
+            (result,) = await settled([future])
+            assert isinstance(result, Appended)
+            assert fake.batches == [["a"]]
+
+        asyncio.run(main())
