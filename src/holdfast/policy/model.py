@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from holdfast.action import GATES, Outcome
@@ -24,7 +25,7 @@ PROFILES = Path(__file__).parent / "profiles"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=128)]
 Scoped = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Word = Literal["warn", "throttle", "require_approval", "deny", "terminate"]
-_STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
 
 class Scope(BaseModel):
@@ -53,7 +54,7 @@ class Policy(BaseModel):
     id: Name = Field(description="the rule's name, in every verdict that it leads to; unique in a bundle")
     category: str = Field(description="what kind of rule it is")
     description: str = Field(default="", max_length=2000, description="why it is there, for people")
-    scope: Scope = Field(default=Scope(), description="whom it concerns; left out: everyone")
+    scope: Scope = Field(default_factory=Scope, description="whom it concerns; left out: everyone")
     gates: tuple[str, ...] | None = Field(
         default=None, description="where it stands; left out: the category's own gates"
     )
@@ -78,10 +79,8 @@ class PolicyFile(BaseModel):
     policies: tuple[Policy, ...] = Field(default=(), description="the rules")
 
 
-class Checked(BaseModel):
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """A policy whose parameters, gates and condition are known to be good."""
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     policy: Policy
     params: Params

@@ -51,9 +51,6 @@ def kill(scope: str, name: str, tenant: str = "bank") -> Kill:
     return Kill(id="k1", scope=scope, name=name, tenant=tenant, reason="drill", by="ann", at=1)
 
 
-# kills
-
-
 @pytest.mark.parametrize(
     ("standing", "hit"),
     [
@@ -94,9 +91,6 @@ def test_a_kill_without_a_name_stops_nothing_that_has_none(scope: str) -> None:
     assert matches(kill(scope, ""), facts) is False
 
 
-# failing closed
-
-
 def test_an_action_of_no_gate_is_denied() -> None:
     verdict = decide(Action(kind="teleport", name="x"), FACTS, bundle())
     assert (verdict.outcome, verdict.rule) == (Outcome.DENY, "gate")
@@ -133,9 +127,6 @@ def test_a_scene_that_cannot_be_set_denies() -> None:
     assert (verdict.outcome, verdict.rule) == (Outcome.DENY, "r")
 
 
-# strongest wins, modes
-
-
 def test_the_strongest_wins_and_every_hit_is_recorded() -> None:
     rules = bundle(
         policy("a", "tool_allowlist", {"deny": ["x"]}, on_breach="warn"),
@@ -165,9 +156,6 @@ def test_a_warning_lets_the_action_go_and_says_so() -> None:
     assert (verdict.outcome, verdict.rule) == (Outcome.WARN, "a")
     assert verdict.allowed
     assert len(verdict.reservations) == 1
-
-
-# reservations
 
 
 def test_each_budget_lowers_the_call_for_all_of_them() -> None:
@@ -297,9 +285,6 @@ def test_windows_are_utc_calendar_windows(window: str, part: str) -> None:
     assert changed is (window == "hour")
 
 
-# settling
-
-
 def test_settlements() -> None:
     usd = Budget(key="budget_usd/t/a/run/r", amount=100, limit=1000)
     tokens = Budget(key="budget_tokens/t/a/run/r", amount=50, limit=1000)
@@ -355,9 +340,6 @@ def test_no_row_ever_exceeds_its_limit(limit: int, calls: list[tuple[int, int, i
         assert used <= limit
 
 
-# timers and balances
-
-
 def test_deadlines() -> None:
     rules = bundle(
         policy("a", "wall_clock_limit", {"limit": "10s"}),
@@ -398,129 +380,6 @@ def test_the_built_in_bundle_only_bounds_what_never_ends() -> None:
         assert (verdict.outcome, verdict.reservations, verdict.hits) == (Outcome.ALLOW, (), ())
     long = msgspec.structs.replace(FACTS, counters={"steps": 10_000})
     assert decide(Action(kind="step", name="x"), long, builtin()).outcome is Outcome.TERMINATE
-
-
-# properties
-
-POLICIES = (
-    policy("a", "budget_usd", {"limit": "0.001"}, on_breach="terminate"),
-    policy("b", "budget_usd", {"limit": "0.002", "window": "call"}, gates=["llm"]),
-    policy("c", "budget_tokens", {"limit": 150}),
-    policy("d", "rate_limit", {"limit": 2}, gates=["llm", "tool", "step"]),
-    policy("e", "concurrency_limit", {"limit": 2}),
-    policy("f", "step_limit", {"limit": 3}),
-    policy("g", "tool_allowlist", {"allow": ["x*"]}, on_breach="warn"),
-    policy("h", "tool_allowlist", {"deny": ["xa"]}),
-    policy("i", "require_approval", {"quorum": 1}, when="action.args.n > 3"),
-    policy("j", "four_eyes", {"quorum": 1}, scope={"agent": "f*"}),
-    policy("k", "kill_switch", when="has(action.args.n) && action.args.n > 8"),
-    policy("l", "model_allowlist", {"allow": ["m-1"]}, on_breach="require_approval"),
-    policy("m", "wall_clock_limit", {"limit": "1s"}, on_breach="deny"),
-    policy("n", "loop_detection", {"max_repeats": 1}),
-    policy("o", "model_price_ceiling", {"output_per_mtok": 20}),
-    policy("p", "budget_usd", {"limit": "0.0000001"}, on_breach="warn"),
-)
-CHOICES = st.lists(st.sampled_from(POLICIES), unique_by=lambda item: item["id"], max_size=8)
-ACTIONS = st.builds(
-    lambda kind, name, args, model, tokens_in, tokens_out, attempt: Action(
-        kind=kind,
-        name=name,
-        id="s.1",
-        args=args,
-        digest="d",
-        model=model,
-        input_tokens=tokens_in,
-        max_tokens=tokens_out,
-        attempt=attempt,
-    ),
-    st.sampled_from([*GATES, "decision"]),
-    st.sampled_from(["x", "xa", "y"]),
-    st.dictionaries(st.just("n"), st.integers(0, 10)),
-    st.sampled_from(["m-1", "m-2"]),
-    st.integers(0, 200),
-    st.integers(0, 200),
-    st.integers(1, 2),
-)
-KEYS = ("budget_usd/bank/a/run/r-1", "budget_tokens/bank/c/run/r-1", "rate_limit/d/bank", "concurrency_limit/e/bank")
-SITUATIONS = st.builds(
-    lambda agent, steps, late, grants, refusals, priced, recent, state: Facts(
-        now=5_000_000,
-        tenant="bank",
-        agent=agent,
-        run="r-1",
-        principal="ann",
-        started_at=1 if late else 4_900_000,
-        counters={"steps": steps},
-        grants=grants,
-        approval_state=state,
-        refusals={key: Refusal(key=key, policy="", limit=150, used=used) for key, used in refusals.items()},
-        price=PRICE if priced else None,
-        recent=recent,
-        kill_generation=3,
-    ),
-    st.sampled_from(["finance", "ops"]),
-    st.integers(0, 4),
-    st.booleans(),
-    st.sampled_from([(), (Grant(principal="bob", auth="x"),), (Grant(principal="bob", auth="x", approved=False),)]),
-    st.dictionaries(st.sampled_from(KEYS), st.integers(0, 150)),
-    st.booleans(),
-    st.sampled_from([(), ("d",), ("e", "d")]),
-    st.sampled_from(["", "approved", "denied", "expired"]),
-)
-
-
-@settings(deadline=None, max_examples=80)
-@given(CHOICES, ACTIONS, SITUATIONS, st.randoms())
-def test_order_means_nothing_and_deciding_again_gives_the_same(
-    policies: list[dict[str, Any]], action: Action, facts: Facts, random: Any
-) -> None:
-    verdict = decide(action, facts, bundle(*policies))
-    assert decide(action, facts, bundle(*policies)) == verdict
-    shuffled = list(policies)
-    random.shuffle(shuffled)
-    assert decide(action, facts, bundle(*shuffled)) == verdict
-    pinned = Bundle.from_bytes(bundle(*policies).to_bytes())
-    assert decide(action, facts, pinned) == verdict
-    thawed = msgspec.json.decode(msgspec.json.encode(facts), type=Facts)
-    assert decide(action, thawed, pinned) == verdict
-
-
-@settings(deadline=None, max_examples=80)
-@given(CHOICES, ACTIONS, SITUATIONS)
-def test_the_verdict_is_its_strongest_hit(policies: list[dict[str, Any]], action: Action, facts: Facts) -> None:
-    verdict = decide(action, facts, bundle(*policies))
-    assert verdict.outcome == max((hit.outcome for hit in verdict.hits), default=Outcome.ALLOW)
-    alone = [decide(action, facts, bundle(item)).outcome for item in policies]
-    assert verdict.outcome == max(alone, default=Outcome.ALLOW)
-    if not verdict.allowed:
-        assert verdict.reservations == ()
-        assert (verdict.approval is not None) == (verdict.outcome is Outcome.REQUIRE_APPROVAL)
-
-
-@settings(deadline=None, max_examples=80)
-@given(CHOICES, ACTIONS, SITUATIONS, st.data())
-def test_a_shadow_policy_changes_nothing(
-    policies: list[dict[str, Any]], action: Action, facts: Facts, data: st.DataObject
-) -> None:
-    extra = {**data.draw(st.sampled_from(POLICIES)), "id": "zz", "mode": "shadow"}
-    before, after = decide(action, facts, bundle(*policies)), decide(action, facts, bundle(*policies, extra))
-    assert [hit for hit in after.hits if hit.rule != "zz"] == list(before.hits)
-    assert all(hit.mode == "shadow" for hit in after.hits if hit.rule == "zz")
-    assert msgspec.structs.replace(after, hits=(), bundle="") == msgspec.structs.replace(before, hits=(), bundle="")
-
-
-@settings(deadline=None, max_examples=80)
-@given(CHOICES, ACTIONS, SITUATIONS, st.data())
-def test_another_policy_never_weakens_the_verdict(
-    policies: list[dict[str, Any]], action: Action, facts: Facts, data: st.DataObject
-) -> None:
-    extra = {**data.draw(st.sampled_from(POLICIES)), "id": "zz"}
-    before, after = decide(action, facts, bundle(*policies)), decide(action, facts, bundle(*policies, extra))
-    assert after.outcome >= before.outcome
-    if before.allowed and after.allowed:
-        assert (after.max_tokens or action.max_tokens) <= (before.max_tokens or action.max_tokens)
-        kept = {item.key for item in after.reservations}
-        assert {item.key for item in before.reservations} <= kept
 
 
 def test_every_pair_of_verdicts_is_ordered() -> None:

@@ -32,6 +32,17 @@ def test_every_category_is_on_the_page_with_all_that_belongs_to_it() -> None:
             assert f"`{outcome.word}`" in part
 
 
+@pytest.mark.parametrize("name", sorted(CATEGORIES))
+def test_a_category_describes_itself(name: str) -> None:
+    category = CATEGORIES[name]
+    assert set(category.default_gates) <= set(category.gates)
+    assert category.summary.endswith(".")
+    assert category.name == name
+    assert category.verdicts
+    for key, field in category.params.model_fields.items():
+        assert field.description, f"{name}.{key} says nothing"
+
+
 def test_the_page_names_scopes_fields_and_what_is_built_in() -> None:
     for word in (
         *SCOPE_KEYS,
