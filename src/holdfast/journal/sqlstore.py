@@ -161,7 +161,10 @@ class SqlStore(Evidence):
             if owners and owners[0][0] in free and owners[0][0] not in ("", node):
                 self._free(run, owners[0][0])
             rows = run(f"SELECT status, owner, epoch FROM streams WHERE stream = ?{self._lock}", (stream,))  # noqa: S608
-            if not rows or rows[0][1] or rows[0][0] in FINAL:
+            if not rows or rows[0][0] in FINAL:
+                return None
+            # A node may take its own stream again, under a new epoch, after it let its driver go.
+            if rows[0][1] and not (rows[0][1] == node and node in free):
                 return None
             epoch = int(rows[0][2]) + 1
             run("UPDATE streams SET owner = ?, epoch = ?, ready_at = ? WHERE stream = ?", (node, epoch, now, stream))

@@ -113,22 +113,30 @@ class Node:
 
     async def serve(self, until: asyncio.Event) -> None:
         """Drive whatever becomes ready until ``until`` is set."""
-        renewed = 0
-        while not until.is_set():
-            self._look.clear()
+        renewing = asyncio.ensure_future(self._keep_lease())
+        try:
+            while not until.is_set():
+                self._look.clear()
+                try:
+                    await self._dispatch()
+                except StoreError as error:
+                    log.error("the store cannot be used", reason=str(error))
+                looking = asyncio.ensure_future(self._look.wait())
+                ending = asyncio.ensure_future(until.wait())
+                await asyncio.wait([looking, ending], timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
+                looking.cancel()
+                ending.cancel()
+        finally:
+            renewing.cancel()
+
+    async def _keep_lease(self) -> None:
+        """Renew the lease apart from the dispatch, whose long rounds must not let it run out."""
+        while True:
             try:
-                now = self.clock.boottime()
-                if now - renewed > self.lease.lease_us // 4:
-                    await self._renew()
-                    renewed = now
-                await self._dispatch()
+                await self._renew()
             except StoreError as error:
-                log.error("the store cannot be used", reason=str(error))
-            looking = asyncio.ensure_future(self._look.wait())
-            ending = asyncio.ensure_future(until.wait())
-            await asyncio.wait([looking, ending], timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
-            looking.cancel()
-            ending.cancel()
+                log.error("the lease cannot be renewed", reason=str(error))
+            await asyncio.sleep(self.lease.lease_us / 4e6)
 
     async def drive(self, run: str, wait_timers_us: int) -> None:
         """Drive one run, and its children, until it ends or waits for longer than ``wait_timers_us``."""
