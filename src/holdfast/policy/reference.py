@@ -133,8 +133,6 @@ def _builtin() -> str:
 _INTRODUCTION = """\
 # Policies
 
-<!-- Written from the code: change the categories, not this page. -->
-
 A policy file names rules. Each rule is of one category, which says what it looks at; its scope, gates and condition say
 when it applies; its mode and `on_breach` say what follows.
 
