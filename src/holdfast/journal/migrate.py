@@ -7,7 +7,7 @@ directly; an older one is brought up by Alembic, which is imported only then.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from holdfast.errors import StoreError
@@ -15,6 +15,7 @@ from holdfast.errors import StoreError
 REVISIONS = ("0001",)
 """Every revision, oldest first; the last one is what this Holdfast writes."""
 CURRENT = REVISIONS[-1]
+_MIGRATIONS = Path(__file__).with_name("migrations")
 READ_VERSION = "SELECT version_num FROM alembic_version"
 
 
@@ -36,7 +37,7 @@ def check(version: str, where: str) -> bool:
 
 def statements(dialect: str, revision: str) -> list[str]:
     """A revision's SQL for ``sqlite`` or ``postgresql``, one statement each."""
-    text = resources.files("holdfast.journal.migrations").joinpath(f"sql/{revision}.{dialect}.sql").read_text()
+    text = (_MIGRATIONS / "sql" / f"{revision}.{dialect}.sql").read_text()
     return [statement for part in text.split(";\n") if (statement := part.strip())]
 
 
@@ -62,7 +63,7 @@ def upgrade(url: str) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     config = Config()
-    config.set_main_option("script_location", str(resources.files("holdfast.journal.migrations")))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     engine = create_engine(url)
     try:
         with engine.begin() as connection:

@@ -34,6 +34,9 @@ from holdfast.journal.transaction import Transaction
 
 LOCK_TIMEOUT = 10.0
 """Seconds that a writer waits for another process's transaction."""
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "cache_size = -32768", "wal_autocheckpoint = 4000")
+"""What every connection sets. The pages that each commit changes are few and the same, so that checkpoints (in pages)
+are far apart: each one writes them once."""
 _POLL = 0.001
 _MOST_ROWS = 20_000
 """Rows of one kind kept in memory, at most."""
@@ -86,7 +89,7 @@ class SqliteStore(SqlStore):
         with self._write_lock:
             try:
                 self._connection()
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 raise self._failure(error) from None
 
     def now(self) -> int:
@@ -270,7 +273,7 @@ class SqliteStore(SqlStore):
                     # Text that is no UTF-8: somebody changed the file, and an auditor must be able to look at it.
                     self._reader.text_factory = _text
                     return self._reader.execute(sql, params).fetchall()
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 if self._reader is not None:
                     self._reader.close()
                     self._reader = None
@@ -312,7 +315,7 @@ class SqliteStore(SqlStore):
             self.path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
         )
         try:
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -32768"):
+            for pragma in PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
         except BaseException:
             connection.close()
@@ -352,6 +355,9 @@ class SqliteStore(SqlStore):
         if isinstance(error, OSError):
             return StoreError(f"{self.path} cannot be used ({error.strerror}). Check the folder and its owner.")
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if isinstance(error, UnicodeDecodeError):
+            # SQLite quotes a damaged schema in its message, and the quotation is no text.
+            code = sqlite3.SQLITE_CORRUPT
         cause = _CAUSES.get(code, "cannot be used ({error}). Check the disk; `holdfast doctor` says more")
         return StoreError(f"{self.path} {cause.format(error=error, seconds=int(LOCK_TIMEOUT))}.")
 
