@@ -212,7 +212,7 @@ def test_kill_takes_a_daemon_that_left_its_session_and_ignores_signals(name: str
     async def scenario() -> None:
         async with started(name, home, DAEMON) as (boundary, talk):
             assert await talk.hear() == "up"
-            inside = _marked(home, boundary)
+            inside = _marked(home)
             fds = pidfds(inside)
             assert len(inside) >= 2
             boundary.kill()
@@ -223,7 +223,7 @@ def test_kill_takes_a_daemon_that_left_its_session_and_ignores_signals(name: str
     run(scenario())
 
 
-def _marked(home: Path, boundary: Boundary) -> list[int]:
+def _marked(home: Path) -> list[int]:
     """Host pids of all that belongs to a boundary, by its pid namespace or, without one, by its mark."""
     [entry] = registry.entries(home)
     if entry.init is not None:
@@ -513,19 +513,20 @@ def node(name: str, home: Path, code: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+            process.wait(WAIT)
+            registry.reap(home, seconds=WAIT)
 
 
 def test_nothing_outlives_a_node_that_is_killed(name: str, home: Path) -> None:
     with node(name, home, DAEMON) as process:
         [entry] = registry.entries(home)
-        inside = _marked(home, None)  # type: ignore[arg-type]
+        inside = _marked(home)
         fds = pidfds(inside)
         process.send_signal(signal.SIGKILL)
         process.wait(WAIT)
         if name == "process":
             registry.reap(home, seconds=WAIT)
         assert gone(fds)
-    registry.reap(home, seconds=WAIT)
     assert registry.entries(home) == []
     assert not [path for path in entry.cgroups if Path(path).exists()]
     assert not list((home / "workspaces").glob("*"))

@@ -74,10 +74,8 @@ class Started:
         if self._init_fd >= 0:
             # The outer process reaps it and ends by itself; `_init_ended` sees to it when it does not.
             procs.send_kill(self._init_fd)
-        elif self._entry.level == "process":
-            registry.strike(self._entry)
         else:
-            procs.send_kill(self._outer_fd)
+            registry.strike(self._entry)
 
     async def close(self) -> None:
         """Kill, wait, and give back all it held."""
@@ -112,8 +110,8 @@ class Started:
         await asyncio.to_thread(self._clean)
 
     def _clean(self) -> None:
-        if self._entry.level == "process":
-            _end_stragglers(self._entry)
+        if self._entry.init is None:
+            registry.end_stragglers(self._entry)
         if self._group is not None:
             self._group.kill()
             self._group.remove()
@@ -156,16 +154,3 @@ class Started:
         if status == -_SIGKILL and registry.was_killed(self._home, self._entry.id):
             return Exit(reason=Reason.KILLED, status=status)
         return Exit(reason=Reason.CRASHED if status < 0 else Reason.EXITED, status=status)
-
-
-def _end_stragglers(entry: Entry) -> None:
-    """End what outlived the outer process at a level without a pid namespace, until nothing is found."""
-    for _ in range(64):
-        fds = registry.stragglers(entry)
-        if not fds:
-            return
-        for fd in fds:
-            procs.send_kill(fd)
-        procs.wait_gone(fds, 1.0)
-        for fd in fds:
-            os.close(fd)

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from holdfast.errors import IsolationError
+from holdfast.sandbox import procs
 from holdfast.sandbox.base import Limits
 
 _PERIOD_US = 100_000
@@ -140,7 +141,7 @@ class Cgroups:
         }
         # Memory is always joined: it is how the node learns what a boundary used and that it ran out.
         wanted["memory"] = True
-        dirs = {which: base / _FOLDER / name for which, base in self._bases.items() if wanted[which]}
+        dirs = {which: base / _FOLDER / f"{_owner()}.{name}" for which, base in self._bases.items() if wanted[which]}
         if not dirs:
             return None
         group = Group(self.version, dirs, {})
@@ -158,6 +159,18 @@ class Cgroups:
                 "delegate the controller to Holdfast's cgroup"
             ) from None
         return group
+
+    def sweep(self) -> None:
+        """End and remove the groups of nodes that died before they could put a boundary in the registry."""
+        for folder in {base / _FOLDER for base in self._bases.values()}:
+            try:
+                names = os.listdir(folder)
+            except OSError:
+                continue
+            for name in names:
+                if _orphaned(name):
+                    kill_all((folder / name,))
+                    remove(folder / name)
 
     def _find_v2(self, mounts: list[tuple[Path, str, str]], own: dict[str, str]) -> bool:
         mount = next((path for path, kind, _ in mounts if kind == "cgroup2"), None)
@@ -187,6 +200,20 @@ class Cgroups:
                             break
         self.version = 1 if self._bases else 0
         return bool(self._bases)
+
+
+def _owner() -> str:
+    """Who makes a group, as the start of its name: pid namespace, pid, start time."""
+    return f"{procs.pid_namespace()}.{os.getpid()}.{procs.start_time(os.getpid()) or 0}"
+
+
+def _orphaned(name: str) -> bool:
+    """Whether the maker of a group is known to be gone."""
+    parts = name.split(".")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts[:3]):
+        return False
+    namespace, pid, start = map(int, parts[:3])
+    return namespace == procs.pid_namespace() and start > 0 and not procs.alive(procs.Process(pid, start))
 
 
 def _delegate(base: Path, wanted: set[str]) -> None:

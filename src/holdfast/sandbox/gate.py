@@ -21,10 +21,11 @@ class Gate:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._outer, self._inner = socket.socketpair()
         self._outer.setblocking(False)
-        self._info, self.info_inner = os.pipe()
+        # Not a pipe: if the node died, bubblewrap would end at writing to it, and leave its child waiting for ever.
+        self.info = os.memfd_create("holdfast-info")
         self._said, self.said_inner = os.pipe()
         os.set_blocking(self._said, False)
-        self._open_inner = [self.info_inner, self.said_inner]
+        self._open_inner = [self.said_inner]
         stack.callback(self._close)
 
     @property
@@ -47,10 +48,7 @@ class Gate:
 
     def child(self) -> int:
         """Pid of the namespace's first process; bubblewrap has written it long before the gate is reached."""
-        data = b""
-        while chunk := os.read(self._info, 4096):
-            data += chunk
-        return int(json.loads(data)["child-pid"])
+        return int(json.loads(os.pread(self.info, 4096, 0))["child-pid"])
 
     def open(self) -> None:
         """Let the program run."""
@@ -66,7 +64,7 @@ class Gate:
     def _close(self) -> None:
         self.close_inner()
         self._outer.close()
-        os.close(self._info)
+        os.close(self.info)
         os.close(self._said)
 
 

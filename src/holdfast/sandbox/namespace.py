@@ -105,7 +105,7 @@ class NamespaceLevel:
                     limits=spec.limits,
                     **dict(zip(("passwd", "group", "hosts"), map(fds.memory, bwrap.people(uid, gid)), strict=True)),
                     seccomp=tuple(map(fds.memory, seccomp.programs(spec.home / "cache"))),
-                    info=fds.keep(gate.info_inner),
+                    info=fds.keep(gate.info),
                     fresh_proc=self._fresh_proc,
                     disable_userns=self._disable_userns,
                 )
@@ -113,7 +113,7 @@ class NamespaceLevel:
             command = _outer(tools, lease, prepared, group)
             command += [tools.bwrap, "--args", str(fds.memory(bwrap.joined(args))), "--"]
             command += ["/bin/sh", "-c", _gate_script(spec.limits, held), "sh", *spec.argv]
-            process = _launch(command, spec, gate, fds, tools.path)
+            process = _launch(command, spec, gate, fds, {"PATH": tools.path, registry.MARKER: id})
             gate.close_inner()
             outer, node = procs.identify(process.pid), procs.identify(os.getpid())
             entry = registry.Entry(
@@ -136,6 +136,7 @@ class NamespaceLevel:
             )
             failed.pop_all()
             try:
+                _register(spec.home, entry)
                 await self._open(gate, boundary, spec, entry)
             except BaseException:
                 await boundary.close()
@@ -157,7 +158,7 @@ class NamespaceLevel:
                     )
                 entry = msgspec.structs.replace(entry, init=init)
                 boundary.adopt_init(fd, entry)
-                registry.write(spec.home, entry)
+                _register(spec.home, entry)
                 # Init binds itself to its parent's life before it takes the filter: until then a node that died
                 # would leave the boundary running.
                 while not _filtered(child):  # noqa: ASYNC110 - no event tells of it
@@ -166,8 +167,6 @@ class NamespaceLevel:
             raise IsolationError(
                 f"bubblewrap did not start the program within {READY_SECONDS:.0f} s; is the machine overloaded?"
             ) from None
-        except OSError as error:
-            raise IsolationError(f"the boundary cannot be registered in {spec.home}: {error.strerror}") from None
         gate.open()
 
     def _held(self, limits: Limits, group: Group | None, uid: int, own: bool) -> Held:
@@ -196,7 +195,9 @@ class NamespaceLevel:
         return Held(level=self.name, uid=uid, own_uid=own, network="none", limits=holds, notes=tuple(notes))
 
 
-def _launch(command: list[str], spec: Spec, gate: Gate, fds: Descriptors, path: str) -> subprocess.Popen[bytes]:
+def _launch(
+    command: list[str], spec: Spec, gate: Gate, fds: Descriptors, env: dict[str, str]
+) -> subprocess.Popen[bytes]:
     """Run the launching programs. In this very thread: bubblewrap dies with the thread that started it."""
     try:
         return subprocess.Popen(
@@ -205,7 +206,7 @@ def _launch(command: list[str], spec: Spec, gate: Gate, fds: Descriptors, path: 
             stdout=subprocess.DEVNULL if spec.stdout is None else spec.stdout,
             stderr=gate.said_inner,
             pass_fds=(*fds.numbers, *(channel.inner.fileno() for channel in spec.channels)),
-            env={"PATH": path},
+            env=env,
             cwd="/",
         )
     except (OSError, ValueError) as error:
@@ -250,6 +251,13 @@ def _gate_script(limits: Limits, held: Held) -> str:
         sets.append(f"{{ ulimit -u {limits.pids} || ulimit -p {limits.pids}; }}")
     lines = [f"{line} 2>/dev/null || :" for line in sets]
     return "; ".join([*lines, 'echo >&0; read -r go && exec "$@" </dev/null 2>&1'])
+
+
+def _register(home: Path, entry: registry.Entry) -> None:
+    try:
+        registry.write(home, entry)
+    except OSError as error:
+        raise IsolationError(f"the boundary cannot be registered in {home}: {error.strerror}") from None
 
 
 def _filtered(pid: int) -> bool:

@@ -129,9 +129,9 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def uses_uid(uid: int) -> bool:
-    """Whether any process runs as this uid (real, effective or saved). Reads all of ``/proc``."""
-    wanted = str(uid).encode()
+def used_uids() -> set[int]:
+    """Every uid (real, effective, saved, file system) that some process runs as. Reads all of ``/proc``."""
+    found: set[int] = set()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -140,6 +140,5 @@ def uses_uid(uid: int) -> bool:
         except OSError:
             continue
         at = status.find(b"\nUid:")
-        if at >= 0 and wanted in status[at + 5 : status.find(b"\n", at + 1)].split():
-            return True
-    return False
+        found.update(map(int, status[at + 5 : status.find(b"\n", at + 1)].split()))
+    return found

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import msgspec
 
-from holdfast.sandbox import cgroup, procs
+from holdfast.sandbox import cgroup, procs, uids
 from holdfast.sandbox.base import Label
 from holdfast.sandbox.procs import Process
 
 FOLDER = "boundaries"
 MARKER = "HOLDFAST_BOUNDARY"
-"""At level ``process``: variable that names the boundary, by which its processes are found."""
+"""Variable that names the boundary to whoever must find its processes while, or where, no namespace holds them: in the
+launching programs' environment, and at level ``process`` in the program's own."""
 
 
 LINGER_SECONDS = 0.05
@@ -118,11 +119,16 @@ def reap(home: Path, *, seconds: float = 5.0) -> list[Ended]:
     for entry in left:
         if entry.id in alive or (entry not in mine and entry.boot == procs.boot_id()):
             continue  # still dying, or of another pid namespace of this very boot: not ours to judge
+        if entry in mine:
+            end_stragglers(entry)
         for path in entry.cgroups:
             cgroup.remove(Path(path))
         if entry.workspace:
             _remove_tree(home, Path(entry.workspace))
         forget(home, entry.id)
+    cgroup.Cgroups().sweep()
+    if os.geteuid() == 0:
+        uids.sweep()
     return ended
 
 
@@ -143,7 +149,9 @@ class _Target:
         self.paths = tuple(map(Path, entry.cgroups))
         self.outer = procs.open_pidfd(entry.outer)
         init = None if entry.init is None else procs.open_pidfd(entry.init)
-        if entry.level == "process":
+        if entry.init is None:
+            # Still starting, or a level without a namespace. The launcher alone must not be ended: bubblewrap's child
+            # waits for a word of its parent's before it binds itself to the parent's life.
             self.fds = stragglers(entry)
         else:
             self.fds = [fd for fd in (init if init is not None else self.outer,) if fd is not None]
@@ -154,6 +162,7 @@ class _Target:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if self.outer is not None:
                     os.killpg(self.entry.outer.pid, signal.SIGKILL)
+        if self.entry.init is None:
             cgroup.kill_all(self.paths)
         for fd in self.fds:
             procs.send_kill(fd)
@@ -211,7 +220,7 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
 
 
 def stragglers(entry: Entry) -> list[int]:
-    """Pidfds of what belongs to a boundary without a pid namespace: its tree, and who carries its mark."""
+    """Pidfds of what belongs to a boundary by its cgroup, its tree, and its mark. Reads all of ``/proc``."""
     mark = f"{MARKER}={entry.id}".encode()
     pids = dict.fromkeys(cgroup.members(tuple(map(Path, entry.cgroups))))
     for name in os.listdir("/proc"):
@@ -229,6 +238,19 @@ def stragglers(entry: Entry) -> list[int]:
         if fd is not None:
             found.append(fd)
     return found
+
+
+def end_stragglers(entry: Entry) -> None:
+    """End what carries a boundary's mark or is in its cgroup, until nothing is found."""
+    for _ in range(64):
+        fds = stragglers(entry)
+        if not fds:
+            return
+        for fd in fds:
+            procs.send_kill(fd)
+        procs.wait_gone(fds, 1.0)
+        for fd in fds:
+            os.close(fd)
 
 
 def _remove_tree(home: Path, path: Path) -> None:

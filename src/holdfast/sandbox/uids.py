@@ -76,7 +76,21 @@ def usable(bounds: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def _take(uid: int, path: Path) -> Lease | None:
+def sweep(folder: Path = HOST / "uids") -> None:
+    """Forget leases whose holders died, where no process runs under the uid any more."""
+    try:
+        names = [name for name in os.listdir(folder) if name.isdigit()]
+    except OSError:
+        return
+    used = procs.used_uids() if names else set()
+    for name in names:
+        if int(name) not in used and (stale := _lock(folder / name)) is not None:
+            (folder / name).unlink(missing_ok=True)
+            os.close(stale)
+
+
+def _lock(path: Path) -> int | None:
+    """An exclusive lock on a lease's file that is still the one of its name; None when somebody holds it."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -84,14 +98,21 @@ def _take(uid: int, path: Path) -> Lease | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # A holder unlinks its file when it releases: a lock on a file without a name excludes nobody.
-        current = os.stat(path)
-        here = os.fstat(fd)
-        if (current.st_ino, current.st_dev) == (here.st_ino, here.st_dev) and not (
-            here.st_size and procs.uses_uid(uid)
-        ):
-            os.pwrite(fd, b"held\n", 0)
-            return Lease(uid, fd, path)
+        current, here = os.stat(path), os.fstat(fd)
+        if (current.st_ino, current.st_dev) == (here.st_ino, here.st_dev):
+            return fd
     except OSError:
         pass
     os.close(fd)
     return None
+
+
+def _take(uid: int, path: Path) -> Lease | None:
+    fd = _lock(path)
+    if fd is None:
+        return None
+    if os.fstat(fd).st_size and uid in procs.used_uids():
+        os.close(fd)
+        return None
+    os.pwrite(fd, b"held\n", 0)
+    return Lease(uid, fd, path)
