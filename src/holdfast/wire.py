@@ -159,7 +159,7 @@ class Ask(_Message, frozen=True, tag="ask"):
 
 
 class Signal(_Message, frozen=True, tag="signal"):
-    """Send a signal to another run of the same tenant."""
+    """Send a signal to another run of the same tenant. Reply: whether that run was there to take it."""
 
     id: int
     scope: int

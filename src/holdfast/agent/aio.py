@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, Unpack, cast, overload
 
 from holdfast import wire
-from holdfast.agent import children, llm, loop, stores, tools, waits
+from holdfast.agent import children, llm, stores, tools, waits
 from holdfast.agent.channel import Channel, Slot
 from holdfast.agent.children import Crew
 from holdfast.agent.context import _DAY, Base, Context
@@ -33,10 +32,14 @@ class AsyncContext(Base):
     order that depends on timing cannot be replayed.
     """
 
-    __slots__ = ("_sync", "files", "llm", "memory")
+    __slots__ = ("_loop", "_sync", "files", "llm", "memory")
 
     def __init__(self, channel: Channel, **known: Any) -> None:
         super().__init__(channel, **known)
+        # Not at the top: importing the public face must not load asyncio.
+        from holdfast.agent import loop
+
+        self._loop = loop
         self.llm = AsyncLLM(channel, self._ado)
         """Models: ``generate``, ``chat``, ``classify``, ``extract``, ``stream``."""
         self.memory = AsyncMemory(self._ado)
@@ -61,7 +64,7 @@ class AsyncContext(Base):
         scope = require().id
         slot = Slot()
         self._channel.open(slot, lambda number, value: op.make(number, scope, value), op.data)
-        answer = await loop.wait(self._channel, slot)
+        answer = await self._loop.wait(self._channel, slot)
         if type(answer) is wire.Reply:
             return op.read(answer.value.data)
         raise error_of(answer)
@@ -100,7 +103,7 @@ class AsyncContext(Base):
     ) -> Any:
         """Run a method or function as a step; see :meth:`Context.call`. A plain ``def`` runs in a thread."""
         plan = plan_of(fn)
-        channel, sync = self._channel, self._sync
+        channel, sync, loop = self._channel, self._sync, self._loop
         step = Step(channel, require(), plan, args, kwargs, retries, backoff, timeout)
         while True:
             answer = await loop.wait(channel, step.slot)
@@ -113,7 +116,7 @@ class AsyncContext(Base):
                 else:
                     value = await loop.in_thread(channel, lambda: sync._finish(plan.invoke(fn, sync, args, kwargs)))
                 return step.returned(value)
-            except asyncio.CancelledError as error:
+            except loop.CancelledError as error:
                 step.raised(error)
                 channel.drop(step.slot)
                 raise
@@ -157,9 +160,9 @@ class AsyncContext(Base):
         """Wait for a person's free answer; see :meth:`Context.ask`."""
         return await self._ado(waits.ask(question, ttl))
 
-    async def signal(self, run: str | AsyncChildRun, name: str, data: Any = None) -> None:
-        """Send a signal to another run of the same tenant."""
-        await self._ado(waits.signal(run if isinstance(run, str) else run.run_id, name, data))
+    async def signal(self, run: str | AsyncChildRun, name: str, data: Any = None) -> bool:
+        """Send a signal to another run of the same tenant; see :meth:`Context.signal`."""
+        return await self._ado(waits.signal(run if isinstance(run, str) else run.run_id, name, data))
 
     async def wait_signal(self, name: str, *, timeout: Seconds | None = None) -> Any:
         """Wait for a signal and return its data; see :meth:`Context.wait_signal`."""
@@ -174,7 +177,7 @@ class AsyncContext(Base):
 
         A branch may also be an awaitable that has not begun: ``ctx.gather(ctx.call(self.a), ctx.call(self.b))``.
         """
-        return await loop.gather(self._channel, self, branches, return_exceptions)
+        return await self._loop.gather(self._channel, self, branches, return_exceptions)
 
     async def spawn(
         self, agent: type | str, input: Any = None, *, workflow: str = "", budget_usd: float = 0
@@ -204,7 +207,7 @@ class AsyncContext(Base):
                 crew.open[number] = place
             if not crew.open:
                 return crew.outcome(return_exceptions)
-            crew.take(await loop.wait(self._channel, slot))
+            crew.take(await self._loop.wait(self._channel, slot))
 
     async def compensate(self) -> int:
         """Undo the compensable effects of this run so far, latest first; see :meth:`Context.compensate`."""
@@ -250,9 +253,11 @@ class AsyncStream(AsyncIterator[str]):
         return self
 
     async def __anext__(self) -> str:
+        from holdfast.agent.loop import wait
+
         pieces = self._pieces
         while not pieces.done:
-            if piece := pieces.take(await loop.wait(pieces.channel, pieces.slot)):
+            if piece := pieces.take(await wait(pieces.channel, pieces.slot)):
                 return piece
         raise StopAsyncIteration
 

@@ -252,9 +252,9 @@ class Context(Base):
         """
         return self._do(waits.ask(question, ttl))
 
-    def signal(self, run: str | ChildRun, name: str, data: Any = None) -> None:
-        """Send a signal to another run of the same tenant."""
-        self._do(waits.signal(run if isinstance(run, str) else run.run_id, name, data))
+    def signal(self, run: str | ChildRun, name: str, data: Any = None) -> bool:
+        """Send a signal to another run of the same tenant; False: that run had ended."""
+        return self._do(waits.signal(run if isinstance(run, str) else run.run_id, name, data))
 
     def wait_signal(self, name: str, *, timeout: Seconds | None = None) -> Any:
         """Wait for a signal and return its data.

@@ -205,7 +205,8 @@ def _marker(
     def mark(fn: F) -> F:
         if isinstance(fn, type) or not callable(getattr(fn, "__func__", fn)):
             raise UsageError(f"@{kind} belongs on a method or function, not on {fn!r}")
-        setattr(fn, _MARK, Mark(kind, _name(name, kind) if name else "", options, effect, undo))
+        # On the function itself: a staticmethod around it is gone when the method is looked up.
+        setattr(getattr(fn, "__func__", fn), _MARK, Mark(kind, _name(name, kind) if name else "", options, effect, undo))
         return fn
 
     return mark if fn is None else mark(fn)
@@ -219,7 +220,7 @@ def _name(name: str, kind: str) -> str:
 
 def mark_of(fn: object) -> Mark | None:
     """What a decorator said about a function or method; None when there is no decorator."""
-    mark = getattr(fn, _MARK, None)
+    mark = getattr(getattr(fn, "__func__", fn), _MARK, None)
     return mark if type(mark) is Mark else None
 
 

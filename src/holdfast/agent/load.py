@@ -10,6 +10,7 @@ from types import ModuleType, TracebackType
 
 from holdfast.errors import UsageError
 
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 MAX_TRACE = 8192
 """Characters of a trace."""
 
@@ -82,7 +83,10 @@ def _where(trace: TracebackType | None, root: str) -> str:
 
 
 def trace_of(error: BaseException, root: str) -> str:
-    """Files, lines and functions of an exception and its causes, without values or source text; bounded."""
+    """Files, lines and functions of an exception and its causes, without values or source text; bounded.
+
+    Holdfast's own frames are left out: they say nothing about the author's code.
+    """
     lines: list[str] = []
     seen: set[int] = set()
     link: BaseException | None = error
@@ -92,6 +96,9 @@ def trace_of(error: BaseException, root: str) -> str:
         trace = link.__traceback__
         while trace is not None and len(lines) < 200:
             code = trace.tb_frame.f_code
+            if code.co_filename.startswith(_OWN):
+                trace = trace.tb_next
+                continue
             lines.append(f"  {_short(code.co_filename, root)}:{trace.tb_lineno} in {code.co_qualname}")
             trace = trace.tb_next
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from _thread import get_ident
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -91,7 +92,7 @@ async def wait(channel: Channel, slot: Slot) -> Answer:
                 slot.wake = wake
                 if not messages:
                     await future
-        except asyncio.CancelledError:
+        except CancelledError:
             channel.cancel(slot)
             raise
         finally:
@@ -116,11 +117,11 @@ async def in_thread(channel: Channel, work: Callable[[], T]) -> T:
         channel.running(1)
     try:
         future = asyncio.get_running_loop().run_in_executor(_pool, copy_context().run, work)
-        cancelled: asyncio.CancelledError | None = None
+        cancelled: CancelledError | None = None
         while not future.done():
             try:
                 await asyncio.shield(future)
-            except asyncio.CancelledError as error:
+            except CancelledError as error:
                 if future.cancelled():
                     raise
                 cancelled = error
@@ -175,7 +176,7 @@ async def gather(
             try:
                 found = bodies[index]()
                 results[index] = await found if hasattr(found, "__await__") else found
-            except asyncio.CancelledError:
+            except CancelledError:
                 raise
             except BaseException as error:  # noqa: BLE001 - raised again by whoever gathers
                 errors[index] = error
@@ -196,4 +197,4 @@ async def gather(
     return outcome(results, errors, return_exceptions)
 
 
-__all__ = ["Reader", "current_is_branch", "gather", "in_thread", "run", "wait"]
+__all__ = ["CancelledError", "Reader", "current_is_branch", "gather", "in_thread", "run", "wait"]

@@ -13,6 +13,8 @@ from holdfast.agent.ops import Op, nothing, value
 from holdfast.errors import DeniedError, UsageError
 from holdfast.values import dump, load
 
+MAX_WAIT_US = 366 * 86_400_000_000
+"""The longest that a node waits, in microseconds."""
 Expiry = Literal["deny", "approve", "escalate"]
 
 
@@ -77,12 +79,15 @@ def ask(question: Any, ttl: Seconds | None) -> Op[Any]:
     return Op(lambda number, scope, v: wire.Ask(number, scope, v, ttl_us), value, dump(question, "the question"))
 
 
-def signal(run: str, name: str, data: Any) -> Op[None]:
+def signal(run: str, name: str, data: Any) -> Op[bool]:
     """See :meth:`holdfast.Context.signal`."""
-    run = getattr(run, "run_id", run)
     text(run, "the run of a signal")
     text(name, "the name of a signal")
-    return Op(lambda number, scope, v: wire.Signal(number, scope, run, name, v), nothing, dump(data, f"signal {name}"))
+    return Op(
+        lambda number, scope, v: wire.Signal(number, scope, run, name, v),
+        lambda data: load(data) is not False,
+        dump(data, f"the data of the signal {name}"),
+    )
 
 
 def wait_signal(name: str, timeout: Seconds | None) -> Op[Any]:
@@ -95,6 +100,7 @@ def wait_signal(name: str, timeout: Seconds | None) -> Op[Any]:
 def sleep(duration: Seconds) -> Op[None]:
     """See :meth:`holdfast.Context.sleep`."""
     duration_us = round(seconds(duration, "the time to sleep") * 1e6)
+    _within_a_year(duration_us, "the time to sleep")
     return Op(lambda number, scope, _: wire.Sleep(number, scope, duration_us), nothing)
 
 
@@ -107,7 +113,13 @@ def micro(value: Seconds, what: str) -> int:
     found = round(seconds(value, what) * 1e6)
     if found <= 0:
         raise UsageError(f"{what} is {value!r}; give more than 0 seconds")
+    _within_a_year(found, what)
     return found
+
+
+def _within_a_year(span: int, what: str) -> None:
+    if span > MAX_WAIT_US:
+        raise UsageError(f"{what} is longer than a year; wait in a loop, with ctx.continue_as_new now and then")
 
 
 def text(value: object, what: str) -> None:

@@ -11,6 +11,7 @@ import select
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +80,7 @@ class Broker:
         env: Mapping[str, str] | None = None,
         begin: bool = True,
     ) -> None:
+        self.root = root
         self.answers = dict(answers or {})
         self.recorded: dict[str, Any] = dict(recorded or {})
         """Step id to the bytes of its result, or its Failure."""
@@ -109,6 +111,7 @@ class Broker:
         self._input = dump(input)
         self._wait_for_ready = begin
         self._deframer = wire.Deframer()
+        self._bodies: deque[bytes] = deque()
         self._blobs = wire.BlobReader(64 << 20)
         self.outer, inner = socket.socketpair()
         environment = {
@@ -214,8 +217,8 @@ class Broker:
     def receive(self) -> wire.FromWorker:
         """The next message, blobs aside; not served yet."""
         while True:
-            for body in self._deframer:
-                message = wire.decode(wire.worker_decoder, body)
+            while self._bodies:
+                message = wire.decode(wire.worker_decoder, self._bodies.popleft())
                 if isinstance(message, wire.Blob):
                     self._blobs.add(message)
                     continue
@@ -229,6 +232,11 @@ class Broker:
                 why = "ended without a word" if ready else f"said nothing for {PATIENCE:g} s"
                 raise ProtocolError(f"the worker {why}; it printed: {said[-4000:]}")
             self._deframer.feed(data)
+            self._bodies.extend(self._deframer)
+
+    def quiet(self, seconds: float) -> bool:
+        """Whether nothing came from the worker for so long."""
+        return not self._bodies and not select.select([self.outer], [], [], seconds)[0]
 
     def serve(self, message: wire.FromWorker) -> None:
         """Do what a node does with a message."""
@@ -373,7 +381,7 @@ _VALUES: dict[type, str] = {
 }
 _DEFAULTS: dict[type, Any] = {
     wire.Approve: {"approved": True, "by": ["alice"], "reason": "", "state": "approved"},
-    wire.Signal: None,
+    wire.Signal: True,
     wire.Sleep: None,
     wire.Sample: lambda broker, id_, message: {
         "now": 1_700_000_000_000_000,

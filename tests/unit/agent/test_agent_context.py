@@ -49,7 +49,8 @@ ALL = """
             ctx.log("plain", odd={1, 2}, worse=object)
             ctx.log.error("100%", "done")
             {AWAIT} ctx.memory.set("a/b", [1])
-            got["memory"] = [{AWAIT} ctx.memory.get("a/b"), {AWAIT} ctx.memory.get("none", 5), {AWAIT} ctx.memory.keys("a/")]
+            got["memory"] = [{AWAIT} ctx.memory.get("a/b"), {AWAIT} ctx.memory.get("none", 5)]
+            got["keys"] = {AWAIT} ctx.memory.keys("a/")
             {AWAIT} ctx.memory.delete("a/b")
             {AWAIT} ctx.files.write("out/report.txt", "héllo")
             {AWAIT} ctx.files.write("raw", b"\\x00\\xff")
@@ -108,7 +109,8 @@ EXPECTED = {
     "uuid": "0b0cf3a1-9a51-4a2e-8f3e-2b8a8d7a6c11",
     "patch": 3,
     "budget": [0.25, 7],
-    "memory": [[1], 5, ["a/b"]],
+    "memory": [[1], 5],
+    "keys": ["a/b"],
     "files": ["héllo", [0, 255], ["out/report.txt"]],
     "child": ["child-spawn.1", {"of": "child-spawn.1"}],
     "children": [{"of": f"child-spawn.{n}"} for n in range(2, 7)],
@@ -168,6 +170,7 @@ REFUSED = [
     ('ctx.approve("x", on_expiry="escalate")', "escalate_to"),
     ('ctx.approve("x", ttl=0)', "ttl is 0"),
     ("ctx.sleep(-1)", "seconds from 0 up"),
+    ("ctx.sleep(40_000_000)", "longer than a year"),
     ('ctx.sleep("1")', "timedelta"),
     ('ctx.wait_signal("")', "1 to 512 characters"),
     ('ctx.tool("")', "the name of a tool"),
@@ -259,14 +262,16 @@ MODELS = """
         def run(self, ctx):
             llm = ctx.llm
             got = [
-                llm.generate("hi", system="be kind", model="m", max_tokens=5, temperature=0, stop="END", retries=4, timeout=3),
+                llm.generate("hi", system="be kind", model="m", max_tokens=5, temperature=0, stop="END",
+                             retries=4, timeout=3),
                 llm.chat([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], system="t"),
                 llm.classify({"b": 1, "a": [2]}, categories=("x", "y")),
                 llm.extract("text", {"type": "object"}),
             ]
             box = llm.extract("text", Box)
             got += [type(box).__name__, type(box.lines[0]).__name__, box.lines[0].amount]
-            got += [llm.extract("text", Line).amount, llm.extract("text", Invoice).number, llm.extract("text", Row)["a"]]
+            got += [llm.extract("text", Line).amount, llm.extract("text", Invoice).number]
+            got += [llm.extract("text", Row)["a"]]
             try:
                 llm.extract("text", Line)
             except PayloadError as error:
@@ -353,8 +358,6 @@ def test_continue_as_new_ends_the_code_here(run: Run) -> None:
 
 
 def test_the_mode_that_only_undoes(run: Run) -> None:
-    broker = run(
-        source(False), answers=ANSWERS, settings={"mode": "compensate"}, input={"transaction": "", "deep": {}}
-    )
+    broker = run(source(False), answers=ANSWERS, settings={"mode": "compensate"}, input={"transaction": "", "deep": {}})
     assert broker.output == 2
     assert list(broker.ids.values()) == ["compensate.1", "refund.1", "unledger.1"]
