@@ -98,6 +98,11 @@ class ConnectorProcess:
         return self._end is None and self._child is not None and self._child.returncode is None
 
     @property
+    def ready(self) -> bool:
+        """Whether calls may be sent: its start is over."""
+        return self.usable and self._ready.done()
+
+    @property
     def busy(self) -> bool:
         return bool(self._calls)
 

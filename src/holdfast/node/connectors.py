@@ -114,7 +114,7 @@ class ConnectorPool:
     async def _process(self, tenant: str, folder: str) -> ConnectorProcess:
         place = (tenant, folder)
         process = self._processes.get(place)
-        if process is not None and process.usable:
+        if process is not None and process.ready:
             return process
         async with self._starting.setdefault(place, asyncio.Lock()):
             process = self._processes.get(place)
