@@ -147,15 +147,17 @@ class LogCheck:
                 kind=kind,
             )
         )
-        # Which of column and bytes was changed is unknown here: either may be where the event belongs.
-        believed = {(row.stream, row.seq)} | ({(event.stream, event.seq)} if event is not None else set())
-        self._placed |= believed
-        for other, place in believed:
+        # Either column or bytes may be where it belongs. What is named is the better guess: the stream goes on there.
+        self._placed.add((row.stream, row.seq))
+        if event is not None:
+            self._placed.add((event.stream, event.seq))
+        for other in {row.stream, name}:
             stream = self._streams.get(other)
-            if stream is not None and place == stream.seq + 1:
-                stream.seq, stream.index, stream.kind = place, index, kind
-            if stream is not None:
-                stream.sound = False
+            if stream is None:
+                continue
+            stream.sound = False
+            if other == name and seq == stream.seq + 1:
+                stream.seq, stream.index, stream.kind = seq, index, kind
 
     def _follows(self, event: Event, leaf: str) -> None:
         stream = self._streams.get(event.stream)

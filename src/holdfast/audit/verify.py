@@ -97,9 +97,10 @@ class _Verification:
         log = LogCheck(name, self._add)
         try:
             self._records(name, note, log)
-        except StoreError as error:
-            # A server that went away says nothing about the record; a file that is there and cannot be read does.
-            if not self._local:
+        except (StoreError, UnicodeError) as error:
+            # A server that went away says nothing about the record; a file that is there and cannot be read does, and
+            # so does a name in it that is no text.
+            if isinstance(error, StoreError) and not self._local:
                 raise
             self._log("log.unreadable", name, f"the record cannot be read from here on: {error}", log.size)
 
