@@ -254,6 +254,7 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.SERVER)
+        self._counted = True
 
     async def run(self) -> None:
         while True:
@@ -301,74 +302,83 @@ class _Connection:
             await self._json(400, wire.error(protocol, 400, "", "the body is not a JSON object"))
             return True
         request, reply = self._server.take(path, headers, body)
-        status = 0
+        self._counted = False
         try:
-            status = await self._answer(request, reply)
+            await self._answer(request, reply)
         finally:
-            self._server.answered(status)
-        return status != 0
+            finished = self._counted
+            if not finished:
+                self._count(0)
+        return finished
 
-    async def _answer(self, request: Request, reply: Reply | None) -> int:
+    def _count(self, status: int) -> None:
+        # Before the last bytes leave: who has the answer finds it counted.
+        self._counted = True
+        self._server.answered(status)
+
+    async def _answer(self, request: Request, reply: Reply | None) -> None:
         if reply is None:
-            message = "the script has no rule for this request"
-            return await self._json(400, wire.error(request.protocol, 400, "", message))
+            reply = Reply(error=400, message="the script has no rule for this request")
         if reply.gate:
             await self._server.hold(reply.gate)
         if reply.delay:
             await asyncio.sleep(reply.delay)
         if reply.fault == "hang":
             await self._reader.read()
-            return 0
-        if reply.fault == "disconnect":
-            return 0
-        if reply.error:
+        elif reply.fault == "disconnect":
+            return
+        elif reply.error:
             message = reply.message or "scripted refusal"
             extra = [("retry-after", reply.retry_after)] if reply.retry_after else []
-            return await self._json(
-                reply.error, wire.error(request.protocol, reply.error, reply.error_type, message), extra
-            )
-        said = wire.speak(request, reply)
-        if request.stream:
-            return await self._stream(request, reply, said)
-        if reply.fault == "malformed":
-            return await self._json(200, {"scripted": "not of the protocol"})
-        body = msgspec.json.encode(wire.whole(request, said))
-        if reply.fault in ("cut", "stall", "stream_error"):
-            await self._head(200, "application/json", len(body))
-            await self._send(h11.Data(data=body[: len(body) // 2]))
-            if reply.fault == "stall":
-                await self._reader.read()
-            return 0
-        return await self._json(200, body)
+            await self._json(reply.error, wire.error(request.protocol, reply.error, reply.error_type, message), extra)
+        elif request.stream:
+            await self._stream(request, reply)
+        else:
+            await self._whole(request, reply)
 
-    async def _stream(self, request: Request, reply: Reply, said: wire.Spoken) -> int:
-        frames = list(wire.events(request, said, reply.chunk))
-        cut = len(frames) // 2 if reply.fault else len(frames)
-        await self._head(200, "text/event-stream; charset=utf-8", None)
-        for frame in frames[:cut]:
-            await self._send(h11.Data(data=frame))
-            if reply.pause:
-                await asyncio.sleep(reply.pause)
+    async def _whole(self, request: Request, reply: Reply) -> None:
         if reply.fault == "malformed":
-            await self._send(h11.Data(data=b"event: message\ndata: {not json\n\n"))
+            await self._json(200, {"scripted": "not of the protocol"})
+            return
+        body = msgspec.json.encode(wire.whole(request, wire.speak(request, reply)))
+        if not reply.fault:
+            await self._json(200, body)
+            return
+        await self._head(200, "application/json", len(body))
+        await self._send(h11.Data(data=body[: len(body) // 2]))
+        if reply.fault == "stall":
+            await self._reader.read()
+
+    async def _stream(self, request: Request, reply: Reply) -> None:
+        frames = list(wire.events(request, wire.speak(request, reply), reply.chunk))
+        if reply.fault:
+            del frames[len(frames) // 2 :]
+        if reply.fault == "malformed":
+            frames.append(b"event: message\ndata: {not json\n\n")
         elif reply.fault == "stream_error":
             kind = reply.error_type or "overloaded_error"
             data = msgspec.json.encode(wire.error(request.protocol, 529, kind, reply.message or "scripted"))
-            await self._send(h11.Data(data=b"event: error\ndata: " + data + b"\n\n"))
-        elif reply.fault == "stall":
+            frames.append(b"event: error\ndata: " + data + b"\n\n")
+        broken = reply.fault in ("cut", "stall")
+        await self._head(200, "text/event-stream; charset=utf-8", None)
+        for number, frame in enumerate(frames, 1):
+            if number == len(frames) and not broken:
+                self._count(200)
+            await self._send(h11.Data(data=frame))
+            if reply.pause:
+                await asyncio.sleep(reply.pause)
+        if reply.fault == "stall":
             await self._reader.read()
-            return 0
-        elif reply.fault:
-            return 0
-        await self._send(h11.EndOfMessage())
-        return 200
+        elif not broken:
+            await self._send(h11.EndOfMessage())
 
-    async def _json(self, status: int, body: bytes | Mapping[str, Any], extra: Sequence[tuple[str, str]] = ()) -> int:
+    async def _json(self, status: int, body: bytes | Mapping[str, Any], extra: Sequence[tuple[str, str]] = ()) -> None:
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        if not self._counted:
+            self._count(status)
         await self._head(status, "application/json", len(data), extra)
         await self._send(h11.Data(data=data))
         await self._send(h11.EndOfMessage())
-        return status
 
     async def _head(self, status: int, kind: str, length: int | None, extra: Sequence[tuple[str, str]] = ()) -> None:
         headers = [("content-type", kind), ("server", NAME), *extra]
