@@ -49,7 +49,7 @@ def load(data: bytes) -> Any:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or endless digits
         raise PayloadError(f"a recorded value is not JSON: {error}") from None
 
 

@@ -490,7 +490,7 @@ def decode(decoder: msgspec.msgpack.Decoder[M], body: bytes) -> M:
     """
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:  # ValueError: no UTF-8
         raise ProtocolError(f"a message does not decode: {error}") from None
 
 

@@ -206,7 +206,8 @@ def _marker(
         if isinstance(fn, type) or not callable(getattr(fn, "__func__", fn)):
             raise UsageError(f"@{kind} belongs on a method or function, not on {fn!r}")
         # On the function itself: a staticmethod around it is gone when the method is looked up.
-        setattr(getattr(fn, "__func__", fn), _MARK, Mark(kind, _name(name, kind) if name else "", options, effect, undo))
+        own = _name(name, kind) if name else ""
+        setattr(getattr(fn, "__func__", fn), _MARK, Mark(kind, own, options, effect, undo))
         return fn
 
     return mark if fn is None else mark(fn)

@@ -188,13 +188,16 @@ loose_tool: Any = tool
     ],
 )
 def test_decorators_refuse_what_makes_no_sense(make: Any, words: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(words)):
+    def use() -> None:
         made = make()
         if made.__qualname__.endswith(".mark"):
 
             class Marked: ...
 
             made(Marked if "agent" in made.__qualname__ else test_what_a_class_defines)
+
+    with pytest.raises(UsageError, match=re.escape(words)):
+        use()
 
 
 def test_choosing_a_workflow() -> None:
@@ -230,4 +233,5 @@ def test_the_package_named_agent_is_the_decorator_whatever_is_imported_first() -
 
     assert vars(A)["__holdfast_agent__"] == "x"
     assert holdfast.agent is agent
-    assert holdfast.agent.context.Context is holdfast.Context
+    package: Any = holdfast.agent
+    assert package.context.Context is holdfast.Context
