@@ -144,7 +144,9 @@ class Host:
             self._send(Failure(number, str(error), sent=True))
 
     async def _call(self, call: Invoke) -> Result | Failure:
-        target = self._targets[call.target]
+        target = self._targets.get(call.target)
+        if target is None:
+            return Failure(call.id, "is not of this process; restart the node", sent=False)
         try:
             given = target.arguments(call)
         except TypeError as error:

@@ -90,12 +90,13 @@ class ConnectorProcess:
         self._child: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._closed = False
         self._end: tuple[str, bool] | None = None
         self._entry = f"connectors-{secrets.token_hex(8)}"
 
     @property
     def usable(self) -> bool:
-        return self._end is None and self._child is not None and self._child.returncode is None
+        return not self._closed and self._end is None and self._child is not None and self._child.returncode is None
 
     @property
     def ready(self) -> bool:
@@ -147,7 +148,7 @@ class ConnectorProcess:
         self._writer.write(messages.frame(Setup(messages.VERSION, self._targets)))
         try:
             async with asyncio.timeout(START):
-                self._faults = (await asyncio.shield(self._ready)).faults
+                await asyncio.shield(self._ready)
         except TimeoutError:
             raise ConnectorFailure(
                 f"the connectors in {self._origin.folder} were not imported within {START:g} s; import less",
@@ -219,15 +220,19 @@ class ConnectorProcess:
         except ProtocolError as error:
             raise ConnectorFailure(f"{what}: {error}", sent=False, retryable=False) from None
         before_dial(dial)
-        assert self._writer is not None
-        self._writer.write(data)
+        try:
+            assert self._writer is not None
+            self._writer.write(data)
+        except (OSError, RuntimeError):  # what uvloop raises for a closed transport
+            raise ConnectorFailure(f"{what}: the connector process has ended", sent=False, retryable=True) from None
         pending = self._calls[number] = _Pending(number, what, timeout, self._loop.create_future())
         pending.timer = self._loop.call_later(timeout, self._overdue, number)
         return pending
 
     def _say(self, message: messages.ToHost) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(messages.frame(message))
+        if self._writer is not None and not self._closed:
+            with contextlib.suppress(OSError, RuntimeError):  # it ended: its calls are lost in a moment
+                self._writer.write(messages.frame(message))
 
     def _overdue(self, number: int) -> None:
         pending = self._calls[number]
@@ -247,11 +252,13 @@ class ConnectorProcess:
                 self._take(message)
         except ProtocolError as error:
             reason = str(error)
+        self._closed = True
         await self._gone(reason)
 
     def _take(self, message: messages.FromHost) -> None:
         if isinstance(message, Ready):
             if not self._ready.done():
+                self._faults = message.faults
                 self._ready.set_result(message)
             return
         if isinstance(message, Stuck):
@@ -332,10 +339,10 @@ class ConnectorProcess:
 
     async def close(self) -> None:
         """End it: politely when it is idle."""
-        if self._end is None:
+        if self._end is None and self._writer is not None and not self._closed and not self._calls:
             self._end = ("the node is closing", True)
-        if self._writer is not None and not self._calls:
-            self._writer.write_eof()
+            with contextlib.suppress(OSError, RuntimeError):  # it ended this very moment
+                self._writer.write_eof()
         else:
             self.end("the node is closing", retryable=True)
         if self._reading is not None:

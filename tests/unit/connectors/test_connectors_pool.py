@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from holdfast.config import ConnectorSettings
 from holdfast.node.connectors import ConnectorFailure, ConnectorPool
@@ -151,7 +152,7 @@ def run(folder: Path, body: Callable[[Node], Awaitable[None]], grace: float = 60
         finally:
             await node.pool.close()
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 async def gone(pid: int) -> None:
@@ -447,6 +448,18 @@ def test_a_kill_finds_the_process_in_the_registry(folder: Path, tmp_path: Path) 
     run(folder, body)
 
 
+def test_a_connector_that_was_configured_later_is_refused(folder: Path) -> None:
+    async def body(node: Node) -> None:
+        late = node.tenants["default"].pop("plain")
+        await node.call("transfer", {"amount": 1})
+        node.tenants["default"]["plain"] = late
+        with pytest.raises(ConnectorFailure, match="restart the node") as caught:
+            await node.call("plain", {"amount": 1})
+        assert (caught.value.sent, caught.value.retryable) == (False, False)
+
+    run(folder, body)
+
+
 def test_another_thread_may_freeze_and_kill(folder: Path) -> None:
     """As the watch over kills does when the event loop is busy."""
 
@@ -532,7 +545,8 @@ def test_the_process_ends_with_a_node_that_is_killed(folder: Path, tmp_path: Pat
             print(*pool.pids(), flush=True)
             await task
 
-        asyncio.run(main())
+        import uvloop
+        uvloop.run(main())
         """
     )
     process = subprocess.Popen([sys.executable, "-c", node, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+import uvloop
 
 from holdfast.config import LLMSettings
 from holdfast.llm.base import LLMRequest, LLMResponse, Turn
@@ -62,7 +63,7 @@ def run() -> Callable[[Caller, Callable[[Caller], Coroutine[Any, Any, None]]], N
             finally:
                 await caller.llm.aclose()
 
-        asyncio.run(main())
+        uvloop.run(main())
 
     return go
 
