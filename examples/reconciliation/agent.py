@@ -1,4 +1,4 @@
-"""Reconciles a day's bank lines with the ledger, one run a booking day; and two agents that have to be stopped."""
+"""Reconciles bank lines with the ledger, one run a counterparty; and two agents that have to be stopped."""
 
 import time
 
@@ -13,7 +13,7 @@ class ReconciliationAgent:
 
     @workflow
     def run(self, ctx):
-        totals = {"day": ctx.input.day, "booked": 0, "flagged": 0, "refunded_cents": 0}
+        totals = {"counterparty": ctx.input.counterparty, "booked": 0, "flagged": 0, "refunded_cents": 0}
         for line in ctx.input.lines:
             result = ctx.call(self.validate, line)
             done = ctx.call(self.execute, line, result)

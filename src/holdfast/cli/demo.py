@@ -46,4 +46,4 @@ def demo(
     output.say("  holdfast runs list                    # every run, and holdfast runs tail RUN for its events")
     output.say("  holdfast policy list                  # what was in force; edit policies/finance.yaml and run again")
     output.say("  holdfast audit verify                 # the record, checked once more")
-    output.say("  holdfast run agent.py:ReconciliationAgent --input @day.json")
+    output.say("  holdfast run agent.py:ReconciliationAgent --input @party.json")

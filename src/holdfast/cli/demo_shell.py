@@ -183,7 +183,7 @@ def judge(request: Request) -> Reply | None:
     return Reply(category=word, delay=0.02)
 
 
-def until(what: str, look: Callable[[], Any], pause: float = 0.1) -> Any:
+def until(what: str, look: Callable[[], Any], pause: float = 0.5) -> Any:
     """Look until there is something; gives it.
 
     Raises:

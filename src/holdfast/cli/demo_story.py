@@ -30,7 +30,7 @@ class Story:
         self._shell = shell
         self._quiet = quiet
         self._node: Node | None = None
-        self._days: list[dict[str, Any]] = []
+        self._parties: list[dict[str, Any]] = []
         self._runs: list[str] = []
         self._views: dict[str, dict[str, Any]] = {}
         self.facts: dict[str, Any] = {}
@@ -64,15 +64,15 @@ class Story:
         self.tell(title, "bold cyan")
 
     def reconcile(self) -> None:
-        """All days side by side; the node is killed in the middle."""
-        self._days = days(self._shell.folder / "data" / "statement.csv")
-        (self._shell.folder / "day.json").write_text(json.dumps(self._days[0], ensure_ascii=False), "utf-8")
-        lines = sum(len(day["lines"]) for day in self._days)
-        self.chapter(f"1. {lines} bank lines of {len(self._days)} days: one governed, sandboxed run a day")
+        """All counterparties side by side; the node is killed in the middle."""
+        self._parties = parties(self._shell.folder / "data" / "statement.csv")
+        (self._shell.folder / "party.json").write_text(json.dumps(self._parties[0], ensure_ascii=False), "utf-8")
+        lines = sum(len(party["lines"]) for party in self._parties)
+        self.chapter(f"1. {lines} bank lines of {len(self._parties)} counterparties: one governed, sandboxed run each")
         self._node = self._shell.serve()
         first = self._node.pid
-        with ThreadPoolExecutor(AT_ONCE) as pool, self._progress(len(self._days)) as show:
-            submitted = [pool.submit(self._submit, day) for day in self._days]
+        with ThreadPoolExecutor(AT_ONCE) as pool, self._progress(len(self._parties)) as show:
+            submitted = [pool.submit(self._submit, party) for party in self._parties]
             until("the first runs to end", lambda: self._middle(show))
             self._node.kill()
             counts = self._count(show)
@@ -95,7 +95,7 @@ class Story:
             self._shell("runs", "resolve", run, "--retry", show=True)
             self._views[run] = self._shell("runs", "resume", run, expect=(0, 3, 4)).data
         counts = Counter(view["status"] for view in self._views.values())
-        if counts["completed"] + counts["denied"] + counts["suspended"] != len(self._days):
+        if counts["completed"] + counts["denied"] + counts["suspended"] != len(self._parties):
             raise DemoError(f"some runs ended otherwise: {said(counts)}")
         outputs = [view["output"] for view in self._views.values() if view["status"] == "completed"]
         cost = sum(view["cost_usd"] for view in self._views.values())
@@ -108,14 +108,15 @@ class Story:
             f"{steps} steps, ${cost:.4f}, isolation {self._isolation()}"
         )
         denied = [view for view in self._views.values() if view["status"] == "denied"]
-        for view in denied:
-            self.tell(f"   denied  {view['run_id']}: {view['error']}", "red")
         if not denied:
             raise DemoError("no run was denied by the embargo")
+        reasons = [self._shell("policy", "explain", "--run", view["run_id"]).data["verdict"] for view in denied]
+        for view, verdict in zip(denied, reasons, strict=True):
+            self.tell(f"   denied  {view['run_id']} by policy {verdict['rule']}: {verdict['reason']}", "red")
         self.facts |= {
             "runs": len(self._views), "completed": counts["completed"], "denied": counts["denied"],
             "suspended": counts["suspended"], "booked": booked, "flagged": flagged, "refunded_cents": refunded,
-            "steps": steps, "cost_usd": round(cost, 6), "reasons": [view["error"] for view in denied],
+            "steps": steps, "cost_usd": round(cost, 6), "denied_by": sorted({verdict["rule"] for verdict in reasons}),
             "isolation": self._isolation(),
         }  # fmt: skip
 
@@ -176,13 +177,13 @@ class Story:
             "events": counts["events"], "verified": report["ok"], "changed": where, "found": finding["where"],
         }  # fmt: skip
 
-    def _submit(self, day: dict[str, Any]) -> None:
-        run = self._shell("run", AGENT, "--input", json.dumps(day), "--detach").data["run_id"]
+    def _submit(self, party: dict[str, Any]) -> None:
+        run = self._shell("run", AGENT, "--input", json.dumps(party), "--detach").data["run_id"]
         self._runs.append(run)
 
     def _middle(self, show: Any) -> bool:
         counts = self._count(show)
-        return counts["completed"] >= len(self._days) // 5 and any(counts[status] for status in OPEN)
+        return counts["completed"] >= 3 and any(counts[status] for status in OPEN)
 
     def _settled(self, show: Any) -> bool:
         return not any(self._count(show)[status] for status in OPEN)
@@ -221,14 +222,15 @@ class Story:
             yield show
 
 
-def days(path: Path) -> list[dict[str, Any]]:
-    """The statement, a dictionary for each booking day."""
+def parties(path: Path) -> list[dict[str, Any]]:
+    """The statement, a dictionary for each counterparty, those with the most lines first."""
     found: dict[str, list[dict[str, Any]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             amounts = {key: int(row[key]) for key in ("paid_cents", "invoiced_cents")}
-            found.setdefault(row["booked_on"], []).append({**row, **amounts})
-    return [{"day": day, "lines": lines} for day, lines in found.items()]
+            found.setdefault(row["counterparty"], []).append({**row, **amounts})
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return [{"counterparty": name, "lines": lines} for name, lines in ordered]
 
 
 def flip(database: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import re
@@ -140,6 +139,8 @@ def _policies(settings: config.Settings) -> str:
 
 
 def _boundary(settings: config.Settings) -> str:
+    import asyncio
+
     from holdfast.sandbox.levels import level
 
     wanted = settings.sandbox.level

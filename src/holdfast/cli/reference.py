@@ -32,7 +32,7 @@ def commands() -> str:
     lines += [f"| {status} | {meaning} |" for status, meaning in exits.MEANING.items()]
     lines += [
         "",
-        "`runs show` leaves with 0 whatever the run's status is; `run`, `runs resume` and `runs fork` leave with",
+        "`runs show` leaves with 0 whatever the run's status is; `run` and `runs resume` leave with",
     ]
     lines += ["the run's. With `--json` the last line of stdout is one JSON object, after an error too:"]
     lines += ['`{"error": "…", "code": "…"}`. Times in JSON are RFC 3339 in UTC.', ""]

@@ -74,7 +74,8 @@ class Interrupted(HoldfastError):
 def describe(event: Any) -> str:
     """An event in a few words: its kind and the step that it is about."""
     data = event.data
-    name = data.get("id") or data.get("step") or data.get("name") or data.get("reason") or ""
+    action = data.get("action") or {}
+    name = action.get("id") or data.get("id") or data.get("message") or data.get("reason") or data.get("agent") or ""
     return f"{event.kind} {name}".rstrip()
 
 

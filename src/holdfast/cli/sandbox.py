@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import typer
@@ -16,6 +15,8 @@ app = typer.Typer(help="Show which isolation levels this machine can hold.", no_
 @app.command()
 def probe(json: opening.Json = False) -> None:
     """Boot a command at each isolation level. Exit status 8 when the configured level is not to be had."""
+    import asyncio
+
     wanted = config.load().sandbox.level
     with output.progress("starting a boundary at each level", quiet=json):
         found = asyncio.run(probe_levels())

@@ -40,7 +40,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         """As plain data, for ``--json``."""
         verdict = msgspec.to_builtins(self.verdict)
         verdict["outcome"] = self.verdict.outcome.word
-        for hit in verdict["hits"]:
+        for hit in verdict.setdefault("hits", []):
             hit["outcome"] = Outcome(hit["outcome"]).word
         rules = [{**msgspec.to_builtins(account), "outcome": account.outcome.word} for account in self.accounts]
         return {"verdict": verdict, "rules": rules}

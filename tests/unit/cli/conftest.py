@@ -94,10 +94,6 @@ class FakeService:
     def tenants(self) -> list[views.TenantView]:
         return [views.TenantView(name="acme", region="eu-west", created_at=SECOND)]
 
-    def fork(self, run: str, step: str) -> str:
-        self._ask("fork", run, step)
-        return self.view.run_id
-
     def serve(self, ready: Any) -> None:
         ready()
 

@@ -36,7 +36,7 @@ def test_every_status_has_an_exit_status_and_a_meaning() -> None:
 @pytest.mark.parametrize(("status", "code"), STATUSES.items())
 def test_run_and_resume_leave_with_the_runs_status_and_show_with_0(shell: Any, status: str, code: int) -> None:
     shell.service.view = msgspec.structs.replace(shell.service.view, status=status)
-    for command in (["run", "a.py:A"], ["runs", "resume", "run-1"], ["runs", "fork", "run-1"]):
+    for command in (["run", "a.py:A"], ["runs", "resume", "run-1"]):
         result = shell(*command, "--json")
         assert (result.status, last(result.out)["status"]) == (code, status)
     assert shell("runs", "show", "run-1").status == 0

@@ -19,7 +19,7 @@ EXAMPLE = demo_shell.example()
 
 
 def lines() -> list[dict[str, Any]]:
-    return [line for day in demo_story.days(EXAMPLE / "data" / "statement.csv") for line in day["lines"]]
+    return [line for party in demo_story.parties(EXAMPLE / "data" / "statement.csv") for line in party["lines"]]
 
 
 def test_the_statement_is_what_its_maker_makes() -> None:

@@ -45,6 +45,26 @@ def test_policy_list_names_the_bundle_and_each_rule(shell: Any, tmp_path: Path) 
     assert "tools\ttool_allowlist\tshadow" in shell("policy", "list").out
 
 
+def test_policy_explain_accounts_for_each_rule(shell: Any, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD.replace(", mode: shadow", ""))
+    words = ("policy", "explain", "--policy", "p.yaml", "--facts", '{"agent": "recon"}')
+    result = shell(*words, "--action", '{"kind": "tool", "name": "b"}', "--json")
+    found = last(result.out)
+    assert (result.status, found["verdict"]["outcome"], found["verdict"]["rule"]) == (0, "deny", "tools")
+    assert (
+        last(shell(*words, "--action", '{"kind": "tool", "name": "a"}', "--json").out)["verdict"]["outcome"] == "allow"
+    )
+    assert "tools\ttool_allowlist\tdeny" in shell(*words, "--action", '{"kind": "tool", "name": "b"}').out
+    for bad in (["--action", "{}"], ["--action", '{"kind": "tool", "name": "a"}', "--facts", "[]"], []):
+        refused = shell("policy", "explain", *bad)
+        assert (refused.status, refused.err.count("\n")) == (2, 1)
+
+
+def test_policy_schema_is_a_json_schema(shell: Any) -> None:
+    found = json.loads(shell("policy", "schema").out)
+    assert found["$schema"].startswith("https://json-schema.org/")
+
+
 def test_policy_lint_tells_every_problem(shell: Any, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(GOOD)
     (tmp_path / "bad.yaml").write_text(BAD)
@@ -52,8 +72,11 @@ def test_policy_lint_tells_every_problem(shell: Any, tmp_path: Path) -> None:
     result = shell("policy", "lint", "bad.yaml", "good.yaml", "none.yaml", "--json")
     assert result.status == 2
     found = last(result.out)
-    assert found["policies"] == 1
-    assert found["problems"][0]["file"] == "bad.yaml"
+    assert found["ok"] is False
+    assert {problem["file"] for problem in found["problems"] if problem["severity"] == "error"} == {
+        "bad.yaml",
+        "none.yaml",
+    }
     text = shell("policy", "lint", "bad.yaml", "none.yaml").out
     assert "bad.yaml:4" in text
     assert "did you mean category" in text
