@@ -10,14 +10,16 @@ intent             action, facts, verdict, parent, place, key, undo; payload ``a
 verdict            the same: it led to no intent (denied)
 outcome            id, status (ok, fault), code, message, rule, cost, tokens, usage, effect; payload ``result``
 attempt.failed     id, attempt, code, message, retry_at, cost, tokens
-wait               action, parent, place, wait (approval, ask, signal, timer, join), wake_at, name, approval, spec; payload ``args``
+wait               action, parent, place, wait (its kind), wake_at, name, approval, spec; payload ``args``
 inbox              item, kind, id (of the record it answers), accepted, and what its kind carries; payload ``data``
 sample             action, parent, place; payload ``result``
 log                level, message, fields
-run.continued      counters, started_at; payload ``input``
+run.continued      counters, started_at, incarnation, signals, recent, files; payload ``input``
 run.in_doubt       id, name
 run.resolved       id, how
 run.diverged       id, expected, found
+run.undoing        kill, and how the run will end: code, message, rule
+run.killed         code, message, rule; after a kill that compensates also compensate (its id), undone, left (id, why)
 =================  ==================================================================================================
 """
 
@@ -130,6 +132,10 @@ class RunState(msgspec.Struct, kw_only=True):
     """Artefacts: name to (commitment, bytes)."""
     compensable: list[str] = []
     """Ids of compensable effects that hold, oldest first."""
+    undone: list[str] = []
+    """Ids of compensable effects that were undone, in that order."""
+    undoing: dict[str, Any] = {}
+    """What ``run.undoing`` said; empty: nothing is to be undone."""
     doubt: str = ""
     diverged: str = ""
     seq: int = 0
@@ -261,6 +267,7 @@ def _effect(state: RunState, record: Record, effect: dict[str, Any], event: Even
         state.compensable.append(record.id)
     if "undone" in effect:
         state.compensable = [id_ for id_ in state.compensable if id_ not in effect["undone"]]
+        state.undone = [*state.undone, *effect["undone"]]
     if "file" in effect:
         state.files[effect["file"]] = (event.payloads["data"], effect["size"])
     if "deleted" in effect:
@@ -298,6 +305,8 @@ def _inbox(state: RunState, event: Event) -> None:
     kind = data["kind"]
     if not data.get("accepted", True):
         return
+    # A run that waited for people has not been idle.
+    state.active_at = event.at
     if kind == "signal":
         state.signals.setdefault(data["name"], []).append(event.payloads["data"])
     elif kind == "taken":
@@ -339,7 +348,7 @@ def _life(state: RunState, event: Event) -> None:
         state.principal, state.auth = event.principal, event.auth
         state.input = event.payloads["input"]
     if kind in _ENDS:
-        state.status = _ENDS[Kind(kind)]
+        state.status, state.undoing = _ENDS[Kind(kind)], {}
         state.output = event.payloads.get("output", "")
         state.code, state.error = data.get("code", ""), data.get("message", "")
         state.rule = data.get("rule", "")
@@ -358,6 +367,8 @@ def _life(state: RunState, event: Event) -> None:
         state.counters = dict(data["counters"])
         state.started_at = data["started_at"]
         state.compensable, state.files = [], {name: (c, size) for name, (c, size) in data["files"].items()}
+        state.signals = {name: list(waiting) for name, waiting in data["signals"].items()}
+        state.incarnation, state.recent = data["incarnation"], list(data["recent"])
     elif kind == Kind.RUN_DIVERGED:
         state.status, state.diverged, state.error = "suspended", data["id"], data["message"]
     elif kind == Kind.RUN_IN_DOUBT:
@@ -368,6 +379,11 @@ def _life(state: RunState, event: Event) -> None:
             state.records[data["id"]].state = "retry"
     elif kind == Kind.WORKER_LOST:
         state.losses += 1
+    elif kind == Kind.RUN_UNDOING:
+        state.status, state.undoing = "running", data
+        state.doubt = state.diverged = ""
+        for record in state.open():
+            record.reservations = ()
 
 
 def _as(value: Any, kind: type[T]) -> T:

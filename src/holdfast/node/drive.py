@@ -17,11 +17,13 @@ from holdfast.action import Action, Effect, Outcome, Settlement
 from holdfast.errors import HoldfastError, IsolationError, ProtocolError, StoreError
 from holdfast.gate import Control, Fenced
 from holdfast.journal.base import Appended, InboxItem, Patch, Store, StreamState
-from holdfast.journal.event import Event, Kind, Witness
-from holdfast.journal.fold import RunState, fold
-from holdfast.node import children, keep, models, steps, tools, waits
+from holdfast.journal.event import Kind, Witness
+from holdfast.journal.fold import fold
+from holdfast.node import children, compensate, deadlines, keep, models, steps, tools, waits
 from holdfast.node.channel import Channel
+from holdfast.node.deadlines import mind_deadlines
 from holdfast.node.deployment import materialise
+from holdfast.node.history import history
 from holdfast.node.inbox import Inbox
 from holdfast.node.incarnation import Incarnation
 from holdfast.node.recorder import Recorder
@@ -71,6 +73,7 @@ class Driver:
         self._store: Store = services.store
         self._poked = asyncio.Event()
         self._inc: Incarnation | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self.boundary: Boundary | None = None
         header = stream.header
         events = history(self._store, stream)
@@ -106,7 +109,11 @@ class Driver:
             self.run.end(Stop(Kind.RUN_KILLED, code="killed", message=message, rule=f"kill:{kill.id}"))
 
     async def drive(self) -> str:
-        """Drive until the run ends, waits, or this node may no longer; gives the run's status."""
+        """Drive until the run ends, waits, or this node may no longer; gives the run's status.
+
+        Raises:
+            StoreError: nothing more can be made durable; the run can be taken up again.
+        """
         run = self.run
         try:
             if run.state.final:
@@ -117,7 +124,7 @@ class Driver:
                 pass
         except Stop as stop:
             await self._conclude(stop)
-        except (Fenced, StoreError) as error:
+        except Fenced as error:
             log.warning("run let go", run=run.state.run, reason=str(error))
         finally:
             await self._end_boundary()
@@ -136,6 +143,11 @@ class Driver:
         self.control_changed()
         if run.stop.done():
             raise run.stop.result()
+        # A kill whose undoing had begun ends the run even when it was lifted meanwhile.
+        if state.undoing:
+            raise compensate.resumed(state)
+        if (late := deadlines.overdue(run)) is not None:
+            raise late
         before = {record.id for record in state.waiting()}
         await self._inbox.take(self._store.inbox(state.run))
         for record in state.waiting():
@@ -156,8 +168,8 @@ class Driver:
 
     async def _rest(self, status: str) -> bool:
         """Nothing to do now: give the stream up until it is woken."""
-        state = self.run.state
-        patch = Patch(status=status, ready_at=state.wake_at, set_ready=True, release=True)
+        ready_at = deadlines.wake_at(self.run)
+        patch = Patch(status=status, ready_at=ready_at, set_ready=True, release=True)
         await self.run.recorder.write(patch=patch)
         return False
 
@@ -259,6 +271,8 @@ class Driver:
         assert self.boundary is not None
         exit_ = asyncio.ensure_future(self.boundary.wait())
         loading = asyncio.get_running_loop().call_later(READY_TIMEOUT, self._not_loaded, inc)
+        self._watch_deadline()
+        patience = asyncio.ensure_future(mind_deadlines(run))
         idle: asyncio.Task[Any] | None = None
         poked: asyncio.Task[Any] | None = None
         try:
@@ -285,9 +299,20 @@ class Driver:
                         return False
         finally:
             loading.cancel()
-            for task in (idle, poked, exit_):
+            if self._deadline is not None:
+                self._deadline.cancel()
+            for task in (idle, poked, exit_, patience):
                 if task is not None:
                     task.cancel()
+
+    def _watch_deadline(self) -> None:
+        """End the run when its time is up; progress moves some deadlines, so look again when one has come."""
+        late = deadlines.overdue(self.run)
+        if late is not None:
+            self.run.end(late)
+        elif (found := deadlines.earliest(self.run)) is not None:
+            left = min(3600.0, max(0.0, (found.at - self._services.clock.now()) / 1e6))
+            self._deadline = asyncio.get_running_loop().call_later(left + 0.001, self._watch_deadline)
 
     def _not_loaded(self, inc: Incarnation) -> None:
         if not inc.loaded.done():
@@ -314,7 +339,7 @@ class Driver:
             return False
         inc.close()
         suspended = run.recorder.draft(Kind.RUN_SUSPENDED, {"waiting": [r.id for r in run.state.waiting()]})
-        patch = Patch(status="suspended", ready_at=run.state.wake_at, set_ready=True, release=True)
+        patch = Patch(status="suspended", ready_at=deadlines.wake_at(run), set_ready=True, release=True)
         await run.recorder.write(suspended, patch=patch)
         return True
 
@@ -337,6 +362,8 @@ class Driver:
                 message = f"the workflow ended before {left}, which its journal holds; restore the code and resume"
                 return await self._stopped(Stop(Kind.RUN_DIVERGED, code="diverged", message=message))
             return await self._complete(said.value.data)
+        if isinstance(said, wire.Continue):
+            return await self._continue(inc, said.input.data)
         if isinstance(said, wire.Failed):
             kind = Kind.RUN_DENIED if said.code == "denied" else Kind.RUN_FAILED
             message = f"{said.error}: {said.message}" if said.error and not said.code else said.message
@@ -346,6 +373,26 @@ class Driver:
                 Stop(Kind.RUN_FAILED, code=said.code, message=f"the worker broke the protocol: {said}")
             )
         return await self._lost()
+
+    async def _continue(self, inc: Incarnation, input_: bytes) -> bool:
+        """The workflow starts anew: its history is left behind, its counters, files and signals are not."""
+        run = self.run
+        state = run.state
+        inc.close()
+        await self._end_boundary()
+        await run.recorder.flush()
+        settle: list[Settlement] = []
+        for record in state.open():
+            if record.action.effect == Effect.IRREVERSIBLE and record.action.kind == "tool":
+                what = f"{record.id} was begun when the workflow continued as new, and its outcome is not known"
+                return await self._stopped(tools.doubt(run, record.id, what))
+            settle += settlements(record.reservations, sent=record.action.kind in ("llm", "tool"))
+        names = ("counters", "started_at", "incarnation", "signals", "recent", "files")
+        draft = run.recorder.draft(
+            Kind.RUN_CONTINUED, {name: getattr(state, name) for name in names}, {"input": input_}
+        )
+        await run.recorder.write(draft, settle=tuple(settle), patch=Patch(replay_from_here=True))
+        return True
 
     async def _lost(self) -> bool:
         """The process is gone without a word."""
@@ -413,6 +460,9 @@ class Driver:
         if self._inc is not None:
             self._inc.close()
         data: dict[str, Any] = {"code": stop.code, "message": stop.message, "rule": stop.rule}
+        if stop.kind == Kind.RUN_KILLED:
+            await self._end_boundary()
+            data |= await compensate.undo(run, stop)
         if stop.kind in _ENDS:
             await self._finish(stop.kind, data, {"trace": trace.encode()} if trace else None)
             return
@@ -476,19 +526,6 @@ _STATUS = {
     Kind.RUN_TERMINATED: "terminated",
     Kind.RUN_KILLED: "killed",
 }
-
-
-def history(store: Store, stream: StreamState) -> list[Event]:
-    """The events that a run's state follows from: its first, and those since it last began anew."""
-    events = store.events(stream.header.stream)
-    if stream.replay_from > 1:
-        return [events[0], *events[stream.replay_from - 1 :]]
-    return events
-
-
-def state_of(store: Store, stream: StreamState) -> RunState:
-    """A run's state, folded."""
-    return fold(history(store, stream))
 
 
 def _environment(run: str) -> dict[str, str]:

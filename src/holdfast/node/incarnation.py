@@ -46,7 +46,7 @@ class Incarnation:
         """Model streams under way (:mod:`holdfast.node.models`)."""
         self.ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
         self.loaded: asyncio.Future[wire.Loaded] = asyncio.get_running_loop().create_future()
-        self.ended: asyncio.Future[wire.Done | wire.Failed | ProtocolError | None] = (
+        self.ended: asyncio.Future[wire.Done | wire.Failed | wire.Continue | ProtocolError | None] = (
             asyncio.get_running_loop().create_future()
         )
         """How the worker's side ended: by a word, by a broken protocol, or silently."""
@@ -297,6 +297,12 @@ class Incarnation:
     def _on_failed(self, message: wire.Failed) -> None:
         self.ended.set_result(message)
 
+    def _on_continue(self, message: wire.Continue) -> None:
+        self.claim(message.id)
+        if (left := self.unserved()) != "":
+            raise DivergenceError(f"the code continued as new before {left}, which its journal holds; restore the code")
+        self.ended.set_result(wire.Continue(message.id, wire.Value(self.value(message.input))))
+
 
 Handler = Callable[[Incarnation, Any], None]
 
@@ -312,6 +318,7 @@ _OWN: dict[type, Handler] = {
     wire.Cancel: Incarnation._on_cancel,
     wire.Done: Incarnation._on_done,
     wire.Failed: Incarnation._on_failed,
+    wire.Continue: Incarnation._on_continue,
 }
 
 

@@ -27,6 +27,7 @@ from holdfast.node import lease as leases
 from holdfast.node.connectors import ConnectorPool
 from holdfast.node.dispatch.local import Nudges, nudge
 from holdfast.node.drive import Driver
+from holdfast.node.history import history
 from holdfast.node.lease import Lease
 from holdfast.node.watch import Watch
 from holdfast.policy.bundle import Bundle
@@ -36,6 +37,8 @@ from holdfast.sandbox.levels import level
 
 TICK = 0.25
 """Seconds between two looks at the store, when nobody nudges."""
+RETRY = 1.0
+"""Seconds before a run that could not be driven is taken up again."""
 FOREGROUND_GRACE = 0.1
 """Seconds that a waiting run's process is kept where no one else serves it."""
 
@@ -74,7 +77,11 @@ class Node:
         self._log: Store = self._open()
         self._heads = HeadKeeper(home, keys.ensure(home), self._log, on_error=_head_failed)
         self._writer = Writer(
-            self._open(), on_commit=[self._heads.committed], before_commit=before_commit, after_commit=after_commit
+            self._open(),
+            on_commit=[self._heads.committed],
+            before_commit=before_commit,
+            after_commit=after_commit,
+            inline=url == "sqlite",
         )
         self.lease = Lease(self.clock, settings.node.lease, serves=not root)
         self.control = Control(self.store)
@@ -265,22 +272,26 @@ class Node:
             self._drivers[name] = driver
             await driver.drive()
         except HoldfastError as error:
-            log.error("run not driven", run=name, reason=str(error))
-            self._fault = error if self._root else None
+            await self._not_driven(name, error)
         except Exception as error:
             log.exception("run not driven", run=name)
-            self._fault = HoldfastError(f"the node failed while it drove {name}: {type(error).__name__}: {error}")
-            if not self._root:
-                self._fault = None
-                await asyncio.sleep(1)
+            await self._not_driven(
+                name, HoldfastError(f"the node failed while it drove {name}: {type(error).__name__}")
+            )
         finally:
             self._drivers.pop(name, None)
             self._tasks.pop(name, None)
             self._look.set()
 
-    def _level(self, stream: StreamState) -> Level:
-        from holdfast.node.drive import history
+    async def _not_driven(self, name: str, error: HoldfastError) -> None:
+        """A run could not be driven: in the foreground that is the end, otherwise it is tried again a little later."""
+        if self._root:
+            self._fault = error
+            return
+        log.error("run not driven", run=name, reason=str(error))
+        await asyncio.sleep(RETRY)
 
+    def _level(self, stream: StreamState) -> Level:
         name = str(history(self.store, stream)[0].data["isolation"])
         if name not in self._levels:
             self._levels[name] = level(name, uid_range=self.settings.sandbox.uid_range)

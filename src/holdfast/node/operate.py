@@ -15,7 +15,7 @@ from holdfast.journal.event import Event, Kind
 from holdfast.journal.fold import FINAL, Record
 from holdfast.node.approvals import eligible
 from holdfast.node.dispatch.local import nudge
-from holdfast.node.drive import state_of
+from holdfast.node.history import state_of
 from holdfast.node.lease import dead
 from holdfast.node.show import find
 from holdfast.node.submit import CLI

@@ -109,8 +109,11 @@ class Recorder:
         deliver: tuple[InboxItem, ...] = (),
         memory: tuple[MemoryWrite, ...] = (),
         patch: Patch | None = None,
+        then: Callable[[], None] | None = None,
     ) -> Result:
         """Commit drafts under conditions, with the notes ahead of them in the same transaction.
+
+        ``then`` is called once it is settled either way, right after the state has followed.
 
         Raises:
             Fenced, StoreError: this node can write nothing more to the stream.
@@ -129,7 +132,14 @@ class Recorder:
             patch=patch,
         )
         notes = self._take_notes()
-        futures = self._submit(append) if notes is None else self._submit(notes, append)
+        try:
+            futures = self._submit(append) if notes is None else self._submit(notes, append)
+        except HoldfastError:
+            if then is not None:
+                then()
+            raise
+        if then is not None:
+            futures[-1].add_done_callback(lambda _: then())
         result = await futures[-1]
         if isinstance(result, Refused) and result.reason in LOST:
             raise Fenced(result.message)

@@ -171,8 +171,11 @@ class Run:
                 if outcome is not None:
                     drafts.append(self.recorder.draft(Kind.OUTCOME, {"id": at.id, **outcome}, outcome_payloads))
                     settle = settlements(verdict.reservations, sent=True)
+                # From here on other branches count this action; its own decision did not.
+                self._enter(action)
                 return await self.recorder.write(
                     *drafts,
+                    then=functools.partial(self._leave, action),
                     reserve=verdict.reservations,
                     settle=settle,
                     kill_generation=facts.kill_generation,
@@ -180,17 +183,14 @@ class Run:
                     deliver=deliver,
                 )
 
-            self._enter(action)
-            try:
-                passage = await enter(
-                    action, self.bundle, self.control, functools.partial(self.facts, record=record, price=price), commit
-                )
-            finally:
-                self._leave(action)
+            passage = await enter(
+                action, self.bundle, self.control, functools.partial(self.facts, record=record, price=price), commit
+            )
             verdict = passage.verdict
             if passage.written is not None:
                 return passage
             if verdict.outcome is Outcome.TERMINATE:
+                self.note_verdict(action, at, passage, args, key)
                 raise self._terminated(passage)
             if verdict.outcome is Outcome.REQUIRE_APPROVAL:
                 await self._await_approval(stored, at, args, passage, key=key, undo=undo)
@@ -245,8 +245,7 @@ class Run:
 
     def _terminated(self, passage: Passage) -> Stop:
         verdict = passage.verdict
-        kill = next((k for k in passage.facts.kills if k.id == verdict.rule), None)
-        if kill is not None or verdict.category == "kill_switch":
+        if verdict.category == "kill_switch":
             return Stop(Kind.RUN_KILLED, code="killed", message=verdict.reason, rule=verdict.rule)
         return Stop(Kind.RUN_TERMINATED, code=TerminatedError.code, message=verdict.reason, rule=verdict.rule)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.errors import UsageError
 from holdfast.journal.base import Store, StreamKind, StreamState
 from holdfast.journal.fold import RunState
-from holdfast.node.drive import state_of
+from holdfast.node.history import state_of
 from holdfast.node.views import ApprovalView, Pending, RunRow, RunView
 from holdfast.node.waits import pending
 from holdfast.values import load
