@@ -21,7 +21,6 @@ from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import fold
 from holdfast.node import children, compensate, deadlines, keep, models, steps, tools, waits
 from holdfast.node.channel import Channel
-from holdfast.node.deadlines import mind_deadlines
 from holdfast.node.deployment import materialise
 from holdfast.node.history import history
 from holdfast.node.inbox import Inbox
@@ -272,7 +271,6 @@ class Driver:
         exit_ = asyncio.ensure_future(self.boundary.wait())
         loading = asyncio.get_running_loop().call_later(READY_TIMEOUT, self._not_loaded, inc)
         self._watch_deadline()
-        patience = asyncio.ensure_future(mind_deadlines(run))
         idle: asyncio.Task[Any] | None = None
         poked: asyncio.Task[Any] | None = None
         try:
@@ -301,7 +299,7 @@ class Driver:
             loading.cancel()
             if self._deadline is not None:
                 self._deadline.cancel()
-            for task in (idle, poked, exit_, patience):
+            for task in (idle, poked, exit_):
                 if task is not None:
                     task.cancel()
 
