@@ -25,6 +25,7 @@ MEANING = {
     Kind.RUN_DIVERGED: "The code asked for another step than its journal holds.",
     Kind.RUN_IN_DOUBT: "An irreversible effect was sent and not answered; a person is asked.",
     Kind.RUN_RESOLVED: "A person said what happened, or how a diverged run goes on.",
+    Kind.RUN_UNDOING: "A kill ends the run, and its compensable effects are undone first.",
     Kind.WORKER_LOST: "A worker process ended before its work did.",
     Kind.RUN_COMPLETED: "The workflow returned.",
     Kind.RUN_FAILED: "The workflow raised, or its worker could not go on.",

@@ -42,6 +42,8 @@ class Kind(enum.StrEnum):
     RUN_DIVERGED = "run.diverged"
     RUN_IN_DOUBT = "run.in_doubt"
     RUN_RESOLVED = "run.resolved"
+    RUN_UNDOING = "run.undoing"
+    """A kill ends the run, and its compensable effects are undone first."""
     WORKER_LOST = "worker.lost"
     RUN_COMPLETED = "run.completed"
     RUN_FAILED = "run.failed"

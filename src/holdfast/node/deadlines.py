@@ -28,6 +28,16 @@ def overdue(run: Run) -> Stop | None:
     return Stop(Kind.RUN_DENIED, code=DeniedError.code, message=found.reason, rule=found.rule)
 
 
+async def mind(run: Run) -> None:
+    """End the run when its time is up. Progress moves some deadlines, so that each is looked at again when it comes."""
+    while (found := earliest(run)) is not None:
+        late = overdue(run)
+        if late is not None:
+            run.end(late)
+            return
+        await run.services.until(found.at + 1)
+
+
 def wake_at(run: Run) -> int | None:
     """When a run that waits wants to be looked at: for what it waits for, or because its time is up then."""
     found = earliest(run)

@@ -20,6 +20,7 @@ from holdfast.journal.base import Appended, InboxItem, Patch, Store, StreamState
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import fold
 from holdfast.node import children, compensate, deadlines, keep, models, steps, tools, waits
+from holdfast.node.anew import begin_anew
 from holdfast.node.channel import Channel
 from holdfast.node.deployment import materialise
 from holdfast.node.history import history
@@ -72,7 +73,6 @@ class Driver:
         self._store: Store = services.store
         self._poked = asyncio.Event()
         self._inc: Incarnation | None = None
-        self._deadline: asyncio.TimerHandle | None = None
         self.boundary: Boundary | None = None
         header = stream.header
         events = history(self._store, stream)
@@ -270,7 +270,7 @@ class Driver:
         assert self.boundary is not None
         exit_ = asyncio.ensure_future(self.boundary.wait())
         loading = asyncio.get_running_loop().call_later(READY_TIMEOUT, self._not_loaded, inc)
-        self._watch_deadline()
+        patience = asyncio.ensure_future(deadlines.mind(run))
         idle: asyncio.Task[Any] | None = None
         poked: asyncio.Task[Any] | None = None
         try:
@@ -297,20 +297,9 @@ class Driver:
                         return False
         finally:
             loading.cancel()
-            if self._deadline is not None:
-                self._deadline.cancel()
-            for task in (idle, poked, exit_):
+            for task in (idle, poked, exit_, patience):
                 if task is not None:
                     task.cancel()
-
-    def _watch_deadline(self) -> None:
-        """End the run when its time is up; progress moves some deadlines, so look again when one has come."""
-        late = deadlines.overdue(self.run)
-        if late is not None:
-            self.run.end(late)
-        elif (found := deadlines.earliest(self.run)) is not None:
-            left = min(3600.0, max(0.0, (found.at - self._services.clock.now()) / 1e6))
-            self._deadline = asyncio.get_running_loop().call_later(left + 0.001, self._watch_deadline)
 
     def _not_loaded(self, inc: Incarnation) -> None:
         if not inc.loaded.done():
@@ -361,7 +350,10 @@ class Driver:
                 return await self._stopped(Stop(Kind.RUN_DIVERGED, code="diverged", message=message))
             return await self._complete(said.value.data)
         if isinstance(said, wire.Continue):
-            return await self._continue(inc, said.input.data)
+            inc.close()
+            await self._end_boundary()
+            await begin_anew(self.run, said.input.data)
+            return True
         if isinstance(said, wire.Failed):
             kind = Kind.RUN_DENIED if said.code == "denied" else Kind.RUN_FAILED
             message = f"{said.error}: {said.message}" if said.error and not said.code else said.message
@@ -371,26 +363,6 @@ class Driver:
                 Stop(Kind.RUN_FAILED, code=said.code, message=f"the worker broke the protocol: {said}")
             )
         return await self._lost()
-
-    async def _continue(self, inc: Incarnation, input_: bytes) -> bool:
-        """The workflow starts anew: its history is left behind, its counters, files and signals are not."""
-        run = self.run
-        state = run.state
-        inc.close()
-        await self._end_boundary()
-        await run.recorder.flush()
-        settle: list[Settlement] = []
-        for record in state.open():
-            if record.action.effect == Effect.IRREVERSIBLE and record.action.kind == "tool":
-                what = f"{record.id} was begun when the workflow continued as new, and its outcome is not known"
-                return await self._stopped(tools.doubt(run, record.id, what))
-            settle += settlements(record.reservations, sent=record.action.kind in ("llm", "tool"))
-        names = ("counters", "started_at", "incarnation", "signals", "recent", "files")
-        draft = run.recorder.draft(
-            Kind.RUN_CONTINUED, {name: getattr(state, name) for name in names}, {"input": input_}
-        )
-        await run.recorder.write(draft, settle=tuple(settle), patch=Patch(replay_from_here=True))
-        return True
 
     async def _lost(self) -> bool:
         """The process is gone without a word."""
