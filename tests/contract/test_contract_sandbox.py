@@ -306,27 +306,84 @@ def test_stdout_and_stderr_go_to_the_descriptor(name: str, home: Path) -> None:
         os.close(write)
 
 
+DESCRIPTORS = """
+links = {}
+for number in os.listdir("/proc/self/fd"):
+    try: links[int(number)] = os.stat(int(number))
+    except OSError: pass
+say([sorted(links), int(os.environ["CHANNEL"])])
+"""
+
+
 def test_only_the_channel_is_inherited(name: str, home: Path, tmp_path: Path) -> None:
     leaky = os.open(tmp_path / "secret", os.O_RDWR | os.O_CREAT)
     os.set_inheritable(leaky, True)
-    code = """
-    import stat
-    links = {}
-    for number in os.listdir("/proc/self/fd"):
-        try: links[int(number)] = stat.S_IFMT(os.stat(int(number)).st_mode)
-        except OSError: pass
-    say([sorted(links), int(os.environ["CHANNEL"])])
-    """
 
     async def scenario() -> None:
-        async with started(name, home, code) as (_, talk):
+        async with started(name, home, DESCRIPTORS) as (_, talk):
             numbers, channel = await talk.hear()
             assert numbers == sorted({0, 1, 2, channel})
 
     try:
         run(scenario())
+        assert leaky in _descriptors_of_a_careless_child()
     finally:
         os.close(leaky)
+
+
+def _descriptors_of_a_careless_child() -> list[int]:
+    """What the same look shows where nothing is closed: the look can fail."""
+    outer, inner = socket.socketpair()
+    with outer, inner:
+        inner.set_inheritable(True)
+        env = os.environ | {"CHANNEL": str(inner.fileno())}
+        subprocess.run([sys.executable, "-c", HEAD + DESCRIPTORS], env=env, close_fds=False, timeout=WAIT, check=True)
+        found: list[int] = json.loads(outer.recv(65536))[0]
+        return found
+
+
+def test_a_process_group_would_not_have_taken_the_daemon() -> None:
+    outer, inner = socket.socketpair()
+    with outer:
+        with inner:
+            child = subprocess.Popen(
+                [sys.executable, "-c", HEAD + DAEMON],
+                env={"CHANNEL": str(inner.fileno()), registry.MARKER: "left-by-killpg"},
+                pass_fds=(inner.fileno(),),
+                start_new_session=True,
+            )
+        outer.settimeout(WAIT)
+        assert outer.recv(100) == b'"up"\n'
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait(WAIT)
+    none = procs.Process(0, 0)
+    left = registry.stragglers(
+        registry.Entry(id="left-by-killpg", level="process", label=Label(tenant="t"), node=none, outer=none)
+    )
+    for fd in left:
+        procs.send_kill(fd)
+    assert len(left) == 1
+    assert gone(left)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 4, 8, 16, 64])
+def test_a_start_that_is_cancelled_leaves_nothing(name: str, home: Path, turns: int) -> None:
+    async def scenario() -> None:
+        outer, inner = socket.socketpair()
+        with outer:
+            task = asyncio.create_task(levels.level(name).start(spec(home, "say('up'); hear()", inner)))
+            for _ in range(turns):
+                await asyncio.sleep(0.0005)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await task).close()
+            outer.settimeout(WAIT)
+            while outer.recv(100):
+                pass
+        assert inner.fileno() == -1
+        assert registry.entries(home) == []
+
+    run(scenario())
 
 
 def test_memory_that_runs_out_is_named(name: str, home: Path) -> None:
@@ -581,5 +638,31 @@ def test_mounts_are_read_only_unless_writable(home: Path, tmp_path: Path) -> Non
     async def scenario() -> None:
         async with started("namespace", home, code, mounts=mounts) as (_, talk):
             assert await talk.hear() == ["a", False, True]
+
+    run(scenario())
+
+
+@needs_bubblewrap
+def test_a_folder_that_was_made_anew_is_seen_anew(home: Path, tmp_path: Path) -> None:
+    # Below a folder closed to others, so that root has to prepare it for the boundary's uid.
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    code = closed / "code"
+
+    async def scenario() -> None:
+        level = levels.level("namespace")
+        for text in ("first", "second"):
+            code.mkdir()
+            (code / "text").write_text(text)
+            outer, inner = socket.socketpair()
+            talk = Talk(outer)
+            mounts = (*interpreter_mounts(), Mount(source=code, target=Path("/code")))
+            boundary = await level.start(spec(home, "say(open('/code/text').read())", inner, mounts=mounts))
+            try:
+                assert await talk.hear() == text
+            finally:
+                await boundary.close()
+                talk.close()
+            shutil.rmtree(code)
 
     run(scenario())

@@ -48,7 +48,7 @@ class Stages:
 
     def __init__(self, top: Path = HOST / "stage") -> None:
         self._top = top
-        self._kept: OrderedDict[frozenset[str], Stage] = OrderedDict()
+        self._kept: OrderedDict[frozenset[tuple[str, int, int]], Stage] = OrderedDict()
         self._lock = threading.Lock()
 
     def enter(self, sources: Iterable[str]) -> Stage:
@@ -57,11 +57,12 @@ class Stages:
         Raises:
             IsolationError: it cannot be made; the message carries what ``mount`` said.
         """
-        key = frozenset(sources)
+        # A folder that was removed and made anew is another one, though its path is the same.
+        key = frozenset((source, (found := os.stat(source)).st_dev, found.st_ino) for source in sources)
         with self._lock:
             stage = self._kept.get(key)
             if stage is None:
-                stage = self._kept[key] = _make(self._top, sorted(key))
+                stage = self._kept[key] = _make(self._top, sorted(source for source, _, _ in key))
             self._kept.move_to_end(key)
             stage.users += 1
             for old in list(self._kept)[:-_KEEP]:
