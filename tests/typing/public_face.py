@@ -42,7 +42,7 @@ def outside(a: int, b: str = "") -> float:
 
 @agent(name="typed")
 class Typed:
-    @workflow
+    @workflow  # noqa: RET503
     def run(self, ctx: Context) -> str:
         assert_type(ctx.call(self.choose), str)
         assert_type(ctx.call(self.total, 1, 2.5), float)
@@ -101,7 +101,7 @@ class Typed:
             assert_type(error.rule, str)
         except (StepError, HoldfastError):
             return ctx.run_id
-        ctx.continue_as_new({"again": True})
+        ctx.continue_as_new({"again": True})  # never returns, so nothing is missing after it
 
     @decision
     def choose(self) -> str:

@@ -19,76 +19,22 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from holdfast import wire
+from holdfast.agent.sender import BROKEN, ENDED, READ, Answer, Sender, Slot, end_process
 from holdfast.errors import ProtocolError, UsageError
 
-ENDED = 75
-"""Exit status when the node ended the channel (EX_TEMPFAIL: another incarnation goes on)."""
-BROKEN = 76
-"""Exit status when the node broke the protocol (EX_PROTOCOL)."""
-READ = 64 << 10
 BLOB_BYTES = 64 << 20
 """Bytes of large values that the node may have under way to this worker."""
 
-Answer = wire.Go | wire.Reply | wire.Fault | wire.Chunk
 
-
-class Slot:
-    """Where the answers of one call (or, for ``spawn_many``, of several) arrive."""
-
-    __slots__ = ("body", "credit", "id", "messages", "owed", "stream", "wake")
-
-    def __init__(self, *, body: bool = False, stream: bool = False) -> None:
-        self.id = 0
-        self.messages: deque[Answer] = deque()
-        self.owed = True
-        """The node has to answer; False while the body runs."""
-        self.body = body
-        """Go may come."""
-        self.stream = stream
-        """Chunks may come."""
-        self.credit = wire.WINDOW
-        """Chunks that the node may still send."""
-        self.wake: Callable[[], object] | None = None
-        """Called by whoever brings a message while another thread or a task waits for it."""
-
-
-def end_process(why: str, status: int) -> NoReturn:
-    """End this process now: no ``finally``, no ``atexit``, no ``except`` of the author's."""
-    try:
-        if status != ENDED:
-            os.write(2, f"holdfast worker: {why}\n".encode())
-    finally:
-        os._exit(status)
-
-
-class Channel:
+class Channel(Sender):
     """One connected stream socket to the node."""
 
-    def __init__(
-        self, sock: _socket.socket, end: Callable[[str, int], NoReturn] = end_process, read_ahead: int = READ
-    ) -> None:
-        self._sock = sock
-        self._end = end
-        self._read = read_ahead
+    def __init__(self, sock: _socket.socket, end: Callable[[str, int], NoReturn] = end_process) -> None:
+        super().__init__(sock, end)
         self._deframer = wire.Deframer()
         self._blobs = wire.BlobReader(BLOB_BYTES)
-        self._send_lock = allocate_lock()
-        self._id = 0
-        self._blob = 0
-        self._slots: dict[int, Slot] = {}
-        """Calls for which the node owes something."""
-        self._dropped: set[int] = set()
-        """Calls that were cancelled: their late answers are thrown away."""
-        self._abandoned: deque[Slot] = deque()
         self._begin: wire.Begin | None = None
-        self._lead = allocate_lock()
-        """Held by whoever reads."""
-        self._leader = 0
-        """Ident of the thread that holds the lead; 0: none."""
-        self._poke: Callable[[], object] | None = None
-        """Makes the loop that leads look into ``_unread``; None: no loop leads."""
-        self._unread: deque[bytes] = deque()
-        """What was read while a send had to wait, in order."""
+        self._pass_lead = self._promote
         self._followers: dict[int, Slot] = {}
         """Thread ident to what it waits for while another leads."""
         self._loops: list[Callable[[], object]] = []
@@ -100,125 +46,6 @@ class Channel:
         """Branches that wait, by their slot."""
         self._parked: set[int] = set()
         """Open calls that wait for a person, a signal, a child or a timer: the node said so."""
-        self._said: tuple[int, ...] = ()
-        """What the latest Idle named."""
-
-    # sending
-
-    def send(self, message: wire.FromWorker) -> None:
-        """Send a message that holds no large value."""
-        data = wire.frame(message)
-        with self._send_lock:
-            self._write(data)
-
-    def post(self, make: Callable[[wire.Value], wire.FromWorker], data: bytes) -> None:
-        """Send a message that is no call, with a value."""
-        with self._send_lock:
-            self._write(wire.frame(make(self._value(data))))
-
-    def open(self, slot: Slot, make: Callable[[int, wire.Value], wire.FromWorker], data: bytes = b"") -> int:
-        """Send a call; its answers go to ``slot``. Numbers rise in the order of sending.
-
-        Raises:
-            UsageError: too many calls are open.
-        """
-        if len(self._slots) >= wire.MAX_OPEN_CALLS:
-            raise UsageError(f"more than {wire.MAX_OPEN_CALLS} calls are open at once; gather fewer at a time")
-        while self._abandoned:
-            self.cancel(self._abandoned.popleft())
-        with self._send_lock:
-            self._id = number = self._id + 1
-            slot.id = number
-            self._slots[number] = slot
-            value = wire.Value(data) if len(data) <= wire.INLINE_VALUE else self._value(data)
-            self._write(wire.frame(make(number, value)))
-        return number
-
-    def branch(self, scope: int, group: int, index: int) -> int:
-        """Open a scope of its own inside ``scope``."""
-        with self._send_lock:
-            self._id = number = self._id + 1
-            self._write(wire.frame(wire.Branch(number, scope, group, index)))
-        return number
-
-    def close(self, slot: Slot, data: bytes) -> None:
-        """A body returned: nothing more comes for its call."""
-        self._slots.pop(slot.id, None)
-        with self._send_lock:
-            value = wire.Value(data) if len(data) <= wire.INLINE_VALUE else self._value(data)
-            self._write(wire.frame(wire.Close(slot.id, value)))
-
-    def cancel(self, slot: Slot) -> None:
-        """Nobody wants the answer of a call any more."""
-        if self._slots.pop(slot.id, None) is not None:
-            self._dropped.add(slot.id)
-            self.send(wire.Cancel(slot.id))
-
-    def drop(self, slot: Slot) -> None:
-        """Throw away whatever still comes for a call."""
-        if self._slots.pop(slot.id, None) is not None:
-            self._dropped.add(slot.id)
-
-    def abandon(self, slot: Slot) -> None:
-        """As :meth:`cancel`, from where nothing may be sent: it goes out with the next call."""
-        self._abandoned.append(slot)
-
-    def fail(self, slot: Slot, close: wire.Close) -> None:
-        """A body raised: Go or Fault comes next."""
-        slot.owed = True
-        self.send(close)
-
-    def _value(self, data: bytes) -> wire.Value:
-        if len(data) > wire.INLINE_VALUE:
-            self._blob += 1
-        parts, value = wire.pack(data, self._blob)
-        for part in parts:
-            self._write(wire.frame(part))
-        return value
-
-    def _write(self, data: bytes) -> None:
-        self._said = ()
-        try:
-            sent = self._sock.send(data, _socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._lost()
-        if sent < len(data):
-            self._write_rest(memoryview(data)[sent:])
-
-    def _write_rest(self, rest: memoryview) -> None:
-        """The socket is full. The node does not listen to a worker that does not read, so read while waiting."""
-        import select
-
-        while rest:
-            mine = self._leader == get_ident()
-            lead = mine or self._lead.acquire(False)
-            poll = select.poll()
-            poll.register(self._sock.fileno(), select.POLLOUT | (select.POLLIN if lead else 0))
-            # Who leads now may stop reading meanwhile, so look again after a while.
-            poll.poll(None if lead else 50)
-            try:
-                if lead:
-                    self._unread.append(self._sock.recv(self._read, _socket.MSG_DONTWAIT) or self._lost())
-            except BlockingIOError:
-                pass
-            except OSError:
-                self._lost()
-            if lead and not mine:
-                self._lead.release()
-                self._promote()
-            elif mine and self._poke is not None:
-                self._poke()
-            try:
-                rest = rest[self._sock.send(rest, _socket.MSG_DONTWAIT) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                self._lost()
-
-    def _lost(self) -> NoReturn:
-        self._end("the node ended the channel", ENDED)
 
     # waiting, as a thread
 
@@ -333,7 +160,7 @@ class Channel:
         while self._unread:
             self._take(self._unread.popleft())
         try:
-            data = self._sock.recv(self._read, _socket.MSG_DONTWAIT)
+            data = self._sock.recv(READ, _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
@@ -357,7 +184,7 @@ class Channel:
             data = self._unread.popleft()
         else:
             try:
-                data = self._sock.recv(self._read)
+                data = self._sock.recv(READ)
             except OSError:
                 self._lost()
             if not data:
@@ -394,7 +221,7 @@ class Channel:
             if message.id not in self._dropped:
                 raise ProtocolError(f"{wire.describe(message)} answers call {message.id}, which is not open")
             if kind is wire.Go:
-                self.send(wire.Close(message.id, error="CancelledError", message="nobody waits for this any more"))
+                self._send_soon(wire.Close(message.id, error="CancelledError", message="nobody waits for this"))
             elif kind is wire.Reply or kind is wire.Fault:
                 self._dropped.discard(message.id)
             return
@@ -435,7 +262,7 @@ class Channel:
         blocked = {id(slot) for slot in list(self._blocked.values()) if not slot.messages}
         numbers = tuple(sorted(number for number, slot in list(self._slots.items()) if id(slot) in blocked))
         if len(blocked) >= self._running and self._parked.issuperset(numbers) and numbers != self._said:
-            self.send(wire.Idle(numbers))
+            self._send_soon(wire.Idle(numbers))
             self._said = numbers
 
     # process
@@ -462,3 +289,6 @@ def from_environment() -> Channel:
     channel = Channel(sock)
     os.register_at_fork(after_in_child=channel.forget)
     return channel
+
+
+__all__ = ["BROKEN", "ENDED", "Answer", "Channel", "Slot", "end_process", "from_environment"]

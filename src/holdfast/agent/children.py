@@ -89,8 +89,8 @@ class Crew:
     """
 
     def __init__(self, count: int, max_parallel: int) -> None:
-        if isinstance(max_parallel, bool) or not isinstance(max_parallel, int) or not 1 <= max_parallel <= 1024:
-            raise UsageError(f"max_parallel is {max_parallel!r}; give a whole number from 1 to 1024")
+        if isinstance(max_parallel, bool) or not isinstance(max_parallel, int) or not 1 <= max_parallel <= 256:
+            raise UsageError(f"max_parallel is {max_parallel!r}; give a whole number from 1 to 256")
         self.results: list[Any] = [None] * count
         self.errors: dict[int, Exception] = {}
         self.open: dict[int, int] = {}

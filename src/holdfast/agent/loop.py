@@ -154,7 +154,7 @@ def run(channel: Channel, work: Awaitable[T]) -> T:
 
 
 async def gather(
-    channel: Channel, ctx: Any, branches: tuple[Any, ...], return_exceptions: bool, limit: int = 512
+    channel: Channel, ctx: Any, branches: tuple[Any, ...], return_exceptions: bool, limit: int = 256
 ) -> list[Any]:
     """Run branches as tasks; see :meth:`holdfast.AsyncContext.gather`."""
     from holdfast.agent.gather import body_of, inner, outcome
