@@ -151,6 +151,7 @@ def test_end_inside_is_seen_on_the_channel(name: str, home: Path) -> None:
     [
         ("sys.exit(0)", Exit(reason=Reason.EXITED, status=0)),
         ("sys.exit(7)", Exit(reason=Reason.EXITED, status=7)),
+        ("sys.exit(255)", Exit(reason=Reason.EXITED, status=255)),
         ("os.kill(os.getpid(), 11)", Exit(reason=Reason.CRASHED, status=-11)),
         ("os.kill(os.getpid(), 9)", Exit(reason=Reason.CRASHED, status=-9)),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -145,7 +146,7 @@ class Started:
             self._ended.set_result(self._exit(self._status))
 
     def _exit(self, status: int) -> Exit:
-        if status > 128 and self._entry.level != "process":
+        if 128 < status <= 128 + signal.NSIG and self._entry.level != "process":
             status = 128 - status  # bubblewrap reports a signal as shells do
         if self._asked is not None:
             return Exit(reason=self._asked, status=-_SIGKILL)
