@@ -26,6 +26,7 @@ from holdfast.audit.merkle import HASH_SIZE, hash_leaf
 from holdfast.audit.note import Checkpoint, origin, parse, parse_checkpoint, sign_checkpoint, verified
 from holdfast.errors import AuditError, HoldfastError, StoreError
 from holdfast.journal import frontier
+from holdfast.journal.base import Tenant
 from holdfast.journal.event import Event
 
 FOLDER = "heads"
@@ -36,6 +37,9 @@ _PAGE = 500
 
 class LogSource(Protocol):
     """What heads are computed from: a store."""
+
+    def tenants(self) -> list[Tenant]:
+        """All tenants, with the sizes of their logs."""
 
     def log(self, tenant: str, *, start: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
         """A tenant's log: (index, canonical bytes) in order."""
@@ -155,7 +159,7 @@ class HeadKeeper:
         return moved
 
     def start(self) -> None:
-        """Flush in a thread, at most once in ``interval`` seconds."""
+        """Flush in a thread, at most once in ``interval`` seconds; first what a process that died left unsigned."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="heads", daemon=True)
             self._thread.start()
@@ -175,17 +179,27 @@ class HeadKeeper:
         self.flush()
 
     def _run(self) -> None:
+        self._guarded(self._catch_up)
         while True:
             with self._work:
                 self._work.wait_for(lambda: self._sizes or self._closing.is_set())
             if self._closing.is_set():
                 return
-            try:
-                self.flush()
-            except HoldfastError as error:
-                if self._on_error is not None:
-                    self._on_error(error)
+            self._guarded(self.flush)
             self._closing.wait(self._interval)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except HoldfastError as error:
+            if self._on_error is not None:
+                self._on_error(error)
+
+    def _catch_up(self) -> None:
+        logs = [(tenant.name, tenant.log_size) for tenant in self._source.tenants() if tenant.log_size]
+        with self._work:
+            for name, size in logs:
+                self._sizes[name] = max(size, self._sizes.get(name, 0))
 
     def _advance(self, tenant: str, size: int) -> bool:
         path = note_path(self._home, tenant)
@@ -203,8 +217,8 @@ class HeadKeeper:
         head = Checkpoint(origin(self._key.public.home, tenant), frontier.size(edge), frontier.root(edge))
         note = sign_checkpoint(head, self._key.public.raw, self._key.sign)
         self._keep(tenant, start, leaves)
-        _replace(path.with_suffix(".frontier"), edge)
-        _replace(path, note)
+        _replace(path.with_suffix(".frontier"), edge, durable=False)
+        _replace(path, note, durable=True)
         self._known[tenant] = (note, edge)
         return True
 
@@ -299,14 +313,15 @@ def _write_at(descriptor: int, data: bytes | bytearray, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes, *, durable: bool) -> None:
     """Write a file whole: the old content or the new is there at any time. The lock makes the temporary name ours."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.rename(path)
     except OSError as error:
         raise _unwritable(path, error) from None

@@ -15,6 +15,7 @@ from holdfast.audit.keys import ensure
 from holdfast.audit.merkle import hash_leaf, root
 from holdfast.audit.note import Checkpoint
 from holdfast.errors import AuditError, HoldfastError, StoreError
+from holdfast.journal.base import Tenant
 from holdfast.journal.event import GENESIS, Event
 
 
@@ -24,6 +25,9 @@ class Log:
     def __init__(self) -> None:
         self.bodies: dict[str, list[bytes]] = {}
         self.reads = 0
+
+    def tenants(self) -> list[Tenant]:
+        return [Tenant(name=n, region="", created_at=0, log_size=len(log)) for n, log in self.bodies.items()]
 
     def log(self, tenant: str, *, start: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
         self.reads += 1
@@ -262,6 +266,16 @@ def test_the_thread_signs_and_close_signs_the_rest(tmp_path: Path) -> None:
     keep.close()
     assert (head(tmp_path).size, head(tmp_path).root) == (50, expected(log))
     keep.close()
+
+
+def test_what_a_process_that_died_left_unsigned_is_signed_at_the_next_start(tmp_path: Path) -> None:
+    log = Log()
+    log.grow(3)
+    log.grow(2, "acme")
+    keep = keeper(tmp_path, log)
+    keep.start()
+    keep.close()
+    assert (head(tmp_path).size, head(tmp_path, "acme").size) == (3, 2)
 
 
 def test_the_thread_reports_what_it_cannot_sign(tmp_path: Path) -> None:
