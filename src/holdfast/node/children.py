@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from holdfast import wire
 from holdfast.action import Action
 from holdfast.journal.base import Draft, Header, Refused, StreamKind
@@ -12,7 +14,10 @@ from holdfast.journal.fold import Record
 from holdfast.node import deployment
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, idempotency_key
+from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import settlements
+from holdfast.policy.model import one
+from holdfast.policy.units import format_usd
 from holdfast.values import digest, dump, load
 
 
@@ -51,7 +56,10 @@ async def _spawn(
         inc.denied(message.id, passage)
         return
     child = child_id(run.state.run, place.id)
-    services.store.put_blobs(pinned.blobs)
+    bundle = run.bundle
+    if message.budget_nano:
+        bundle = with_ceiling(bundle, child, message.budget_nano)
+    services.store.put_blobs({**pinned.blobs, bundle.digest: bundle.to_bytes()})
     header = Header(
         stream=child,
         tenant=run.header.tenant,
@@ -69,7 +77,7 @@ async def _spawn(
     )
     created = creation(
         header,
-        run.state.created["bundle"],
+        bundle.digest,
         run.isolation,
         data,
         target=pinned.deployment.target,
@@ -96,6 +104,20 @@ async def _spawn(
 def child_id(parent: str, step: str) -> str:
     """A child's run id: the same for every incarnation of its parent."""
     return f"run-{digest(parent, step)[:16]}"
+
+
+def with_ceiling(bundle: Bundle, run: str, nano: int) -> Bundle:
+    """The policies in force, and a budget for one run on top."""
+    held = msgspec.json.decode(bundle.to_bytes())["policies"]
+    ceiling = {
+        "id": f"spawn.{run}",
+        "category": "budget_usd",
+        "scope": {"run": run},
+        "with": {"limit": format_usd(nano), "window": "run"},
+        "on_breach": "terminate",
+        "description": "The ceiling that the parent gave this run.",
+    }
+    return Bundle([one(policy, "pinned bundle") for policy in (*held, ceiling)])
 
 
 def creation(

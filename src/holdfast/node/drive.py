@@ -26,6 +26,7 @@ from holdfast.node.deployment import materialise
 from holdfast.node.history import history
 from holdfast.node.inbox import Inbox
 from holdfast.node.incarnation import Incarnation
+from holdfast.node.pressure import under_pressure
 from holdfast.node.recorder import Recorder
 from holdfast.node.run import Place, Run, Stop
 from holdfast.node.services import Services
@@ -331,7 +332,9 @@ class Driver:
         return True
 
     def _grace_left(self) -> float:
-        """A timer that is due soon is cheaper waited for than resumed from."""
+        """A timer that is due soon is cheaper waited for than resumed from; short memory lets the process go at once."""
+        if under_pressure():
+            return 0.0
         wake = self.run.state.wake_at
         if wake is None:
             return self._grace

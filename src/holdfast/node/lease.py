@@ -13,8 +13,6 @@ from holdfast.sandbox.procs import Process, alive, boot_id, identify
 
 SERVES = "serve"
 """First word of the name of a node that drives whatever becomes ready; others drive one run in the foreground."""
-DIAL_US = 5_000_000
-"""The longest dial's deadline: a successor waits for the lease and this much more."""
 
 
 class Lease:
@@ -74,17 +72,18 @@ def serving(store: Store) -> bool:
     return any(row.node.startswith(SERVES + "-") for row in living(store))
 
 
-def dead(store: Store, me: str) -> list[str]:
-    """Nodes whose streams may be taken: gone from this host, or silent for their lease and a dial's deadline."""
+def dead(store: Store, me: str, dial_us: int) -> list[str]:
+    """Nodes whose streams may be taken: gone from this host, or silent for their lease and ``dial_us``, the longest
+    dial's deadline, more."""
     now = store.now()
     gone = []
     for row in store.nodes():
         if row.node == me:
             continue
         if _here(row):
-            if not _alive(row) or now > row.lease_until + DIAL_US:
+            if not _alive(row) or now > row.lease_until + dial_us:
                 gone.append(row.node)
-        elif now > row.lease_until + DIAL_US:
+        elif now > row.lease_until + dial_us:
             gone.append(row.node)
     return gone
 

@@ -22,6 +22,7 @@ from holdfast.gate import Control
 from holdfast.journal.base import Header, Store, StreamState
 from holdfast.journal.open import open_store
 from holdfast.journal.writer import Writer
+from holdfast.llm.http import Timing
 from holdfast.llm.router import LLM
 from holdfast.node import lease as leases
 from holdfast.node.connectors import ConnectorPool
@@ -85,8 +86,9 @@ class Node:
         )
         self.lease = Lease(self.clock, settings.node.lease, serves=not root)
         self.control = Control(self.store)
-        self.models = LLM(settings.llm, os.environ, price_cache=home / "prices")
-        self.connectors = ConnectorPool(settings.connectors_of)
+        dial = settings.node.dial / 1e6
+        self.models = LLM(settings.llm, os.environ, price_cache=home / "prices", timing=Timing(send=dial))
+        self.connectors = ConnectorPool(settings.connectors_of, home=home, dial=dial)
         self._watch = Watch(self._open, self, self._on_control)
         self._drivers: dict[str, Driver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -214,7 +216,7 @@ class Node:
 
     async def _dispatch(self) -> None:
         room = self.settings.node.concurrency - len(self._tasks)
-        gone = await self._aside(leases.dead, self._side, self.lease.node)
+        gone = await self._aside(leases.dead, self._side, self.lease.node, self.settings.node.dial)
         if gone:
             await self._take_over(gone)
         for stream in await self._aside(self._stirred):

@@ -16,7 +16,7 @@ from holdfast.journal.fold import FINAL, Record
 from holdfast.node.approvals import eligible
 from holdfast.node.dispatch.local import nudge
 from holdfast.node.history import state_of
-from holdfast.node.lease import dead
+from holdfast.node.lease import Lease, dead
 from holdfast.node.show import find
 from holdfast.node.submit import CLI
 from holdfast.node.views import KillResult, Principal
@@ -24,6 +24,9 @@ from holdfast.policy.kills import SCOPES, matches
 from holdfast.sandbox import registry
 from holdfast.sandbox.base import Label
 from holdfast.values import dump
+
+PEN_US = 60_000_000
+"""Lease of a command that writes to the streams of a node that is gone."""
 
 
 def answer(store: Store, clock: Clock, home: Path, id_: str, value: Any, reason: str, principal: Principal) -> None:
@@ -204,27 +207,47 @@ def _control(
     return result.events
 
 
-def mark_killed(store: Store, clock: Clock, put: Kill, principal: Principal) -> list[Event]:
-    """End, in the record, the runs under a kill that no living node drives."""
+def mark_killed(store: Store, clock: Clock, put: Kill, principal: Principal, dial_us: int) -> list[Event]:
+    """End, in the record, the runs under a kill that no living node drives. One with effects to undo is only marked as
+    ending: a node undoes them first."""
+    pen = Lease(clock, PEN_US, serves=False)
+    gone = tuple(dead(store, pen.node, dial_us))
+    pen.register(store)
+    try:
+        return _mark_all(store, clock, put, principal, pen.node, gone)
+    finally:
+        store.unregister(pen.node)
+
+
+def _mark_all(
+    store: Store, clock: Clock, put: Kill, principal: Principal, pen: str, gone: tuple[str, ...]
+) -> list[Event]:
     events: list[Event] = []
-    gone = tuple(dead(store, CLI))
     for status in ("pending", "running", "suspended", "in_doubt"):
         for stream in store.streams(kind=StreamKind.RUN, status=status):
             if matches(put, _facts(stream)) and (not stream.owner or stream.owner in gone):
-                events += _mark(store, clock, put, stream, principal, gone)
+                events += _mark(store, clock, put, stream, principal, pen, gone)
     return events
 
 
 def _mark(
-    store: Store, clock: Clock, put: Kill, stream: StreamState, principal: Principal, gone: tuple[str, ...]
+    store: Store,
+    clock: Clock,
+    put: Kill,
+    stream: StreamState,
+    principal: Principal,
+    pen: str,
+    gone: tuple[str, ...],
 ) -> tuple[Event, ...]:
-    epoch = store.claim(stream.header.stream, CLI, free=gone)
+    epoch = store.claim(stream.header.stream, pen, free=gone)
     if epoch is None:
         return ()
     message = f"{put.scope} {put.name} was killed: {put.reason}".replace("  ", " ")
+    undoing = put.compensate and bool(state_of(store, stream).compensable)
+    data = {"code": "killed", "message": message, "rule": f"kill:{put.id}"}
     draft = Draft(
-        kind=Kind.RUN_KILLED,
-        data={"code": "killed", "message": message, "rule": f"kill:{put.id}"},
+        kind=Kind.RUN_UNDOING if undoing else Kind.RUN_KILLED,
+        data={**data, "kill": put.id} if undoing else data,
         at=clock.now(),
         clock_error=clock.clock_error(),
         principal=principal.name,
@@ -233,12 +256,37 @@ def _mark(
     append = Append(
         stream=stream.header.stream,
         epoch=epoch,
-        node=CLI,
+        node=pen,
         drafts=(draft,),
-        patch=Patch(status="killed", set_ready=True, release=True),
+        deliver=() if undoing else _told(stream, message, principal, clock.now()),
+        patch=Patch(
+            status="running" if undoing else "killed",
+            ready_at=clock.now() if undoing else None,
+            set_ready=True,
+            release=True,
+        ),
     )
     result = store.transact([append])[0]
     return result.events if isinstance(result, Appended) else ()
+
+
+def _told(stream: StreamState, message: str, principal: Principal, at: int) -> tuple[InboxItem, ...]:
+    """What the parent of a killed child is told: it may be another agent's, which goes on."""
+    header = stream.header
+    if not header.parent:
+        return ()
+    data = {"run": header.stream, "status": "killed", "message": message}
+    return (
+        InboxItem(
+            tenant=header.tenant,
+            stream=header.parent,
+            kind="child",
+            data=data,
+            principal=principal.name,
+            auth=principal.auth,
+            at=at,
+        ),
+    )
 
 
 def _facts(stream: StreamState) -> Facts:

@@ -18,7 +18,7 @@ from holdfast.clock import Clock, SystemClock
 from holdfast.config import Settings
 from holdfast.errors import HoldfastError, KilledError, UsageError
 from holdfast.journal.base import Store
-from holdfast.journal.event import Event
+from holdfast.journal.event import Event, Kind
 from holdfast.journal.fold import FINAL
 from holdfast.journal.open import open_store
 from holdfast.node import lease, operate, show
@@ -220,7 +220,11 @@ class Service:
             self.store, self._clock, self._home, scope, name, reason, principal, compensate
         )
         self._committed(events)
-        self._committed(operate.mark_killed(self.store, self._clock, put, principal))
+        marked = operate.mark_killed(self.store, self._clock, put, principal, self._settings.node.dial)
+        self._committed(marked)
+        if not lease.serving(self.store):
+            for run in [event.stream for event in marked if event.kind == Kind.RUN_UNDOING]:
+                self._drive_here(run, show.find(self.store, run).header.root, 0)
         return result
 
     def lift(self, id_: str, *, principal: Principal) -> None:
