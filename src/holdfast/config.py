@@ -132,6 +132,9 @@ class NodeSettings(Section, frozen=True, kw_only=True):
 
     grace: Annotated[int, kinds.DURATION, "how long the process of a waiting run is kept"] = 2_000_000
     lease: Annotated[int, kinds.DURATION, "how long a silent node elsewhere counts as alive"] = 10_000_000
+    dial: Annotated[
+        int, kinds.DURATION, "how long the start of a send may take: less than the lease, and waited for after it"
+    ] = 5_000_000
     concurrency: Annotated[int, kinds.integer(1, 10_000), "boundaries that one node runs side by side"] = 64
     max_value: Annotated[int, kinds.SIZE, "size of one recorded value"] = 8 << 20
 

@@ -38,8 +38,8 @@ class Fuse:
 async def drive(home: Path, run: str, count: int, when: str) -> None:
     """Drive a run with a fuse at its commits."""
     fuse = Fuse(count)
-    hooks = {"before_commit": fuse.burn} if when == "before" else {"after_commit": fuse.burn}
-    node = Node(config.load(home), home, root=run, **hooks)
+    before, after = (fuse.burn, None) if when == "before" else (None, fuse.burn)
+    node = Node(config.load(home), home, root=run, before_commit=before, after_commit=after)
     await node.start()
     try:
         await node.drive(run, 60_000_000)
