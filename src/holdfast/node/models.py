@@ -100,6 +100,10 @@ async def _call(inc: Incarnation, message: wire.Llm, place: Place, record: Recor
         request = _request.decode(data)
     except msgspec.DecodeError as error:
         raise ProtocolError(f"a model request does not decode: {error}") from None
+    try:
+        llm.check(message.operation, request)
+    except LLMFailure as failure:
+        raise LLMError(f"{place.id}: {failure}") from None
     route = llm.route(request.model)
     request = msgspec.structs.replace(request, model=route.model)
     key = idempotency_key(run.state.run, place.id)
