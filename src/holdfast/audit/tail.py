@@ -1,4 +1,4 @@
-"""The record as rows for people: the latest events, and those that come."""
+"""The record for people: the latest events, those that come, and an event as a row."""
 
 from __future__ import annotations
 
@@ -75,32 +75,26 @@ def row(event: Event) -> Row:
     )
 
 
-def latest(store: Store, wanted: Filter, count: int) -> list[Row]:
+def latest(store: Store, wanted: Filter, count: int) -> list[Event]:
     """The latest ``count`` events that are wanted, oldest first.
 
     Raises:
         StoreError: the journal, or an event in it, cannot be read.
     """
-    found: list[Row] = []
+    if count <= 0:
+        return []
+    found: list[Event] = []
     if wanted.run is not None:
-        found = [row(event) for event in store.events(wanted.run) if wanted.wants(event)]
+        found = [event for event in store.events(wanted.run) if wanted.wants(event)]
     else:
         for tenant, size in _logs(store, wanted).items():
-            mine: list[Row] = []
-            end = size
-            while end > 0 and len(mine) < count:
-                start = max(0, end - _PAGE)
-                page = _page(store, tenant, start, end - start)
-                mine = [row(event) for event in page if wanted.wants(event)] + mine
-                end = start
-            found += mine[-count:] if count else []
-    found.sort(key=lambda one: (one.at, one.tenant, one.index))
-    return found[-count:] if count else []
+            found += _latest(store, wanted, tenant, size, count)
+    return sorted(found, key=_order)[-count:]
 
 
 def follow(
     store: Store, wanted: Filter, wait: Callable[[], bool], start: dict[str, int] | None = None
-) -> Iterator[Row]:
+) -> Iterator[Event]:
     """Events as they come, by their place in each tenant's log.
 
     ``start`` gives the first index wanted by tenant; by default what comes from now on. ``wait`` is called when there
@@ -111,16 +105,28 @@ def follow(
     """
     places = dict(_logs(store, wanted) if start is None else start)
     while True:
-        fresh: list[Row] = []
+        fresh: list[Event] = []
         for tenant in _logs(store, wanted):
             page = _page(store, tenant, places.get(tenant, 0), _PAGE)
             if page:
                 places[tenant] = page[-1].index + 1
-                fresh += [row(event) for event in page if wanted.wants(event)]
-        fresh.sort(key=lambda one: (one.at, one.tenant, one.index))
-        yield from fresh
+                fresh += page
+        yield from sorted(filter(wanted.wants, fresh), key=_order)
         if not fresh and not wait():
             return
+
+
+def _order(event: Event) -> tuple[int, str, int]:
+    return (event.at, event.tenant, event.index)
+
+
+def _latest(store: Store, wanted: Filter, tenant: str, end: int, count: int) -> list[Event]:
+    found: list[Event] = []
+    while end > 0 and len(found) < count:
+        start = max(0, end - _PAGE)
+        found = [event for event in _page(store, tenant, start, end - start) if wanted.wants(event)] + found
+        end = start
+    return found[-count:]
 
 
 def _logs(store: Store, wanted: Filter) -> dict[str, int]:

@@ -12,11 +12,11 @@ import typer
 
 from holdfast import config
 from holdfast.cli import exits, opening, output
-from holdfast.cli.run import describe
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.audit.report import Report
+    from holdfast.journal.event import Event
     from holdfast.journal.sqlstore import SqlStore
 
 app = typer.Typer(help="Read the record and check that it is whole.", no_args_is_help=True)
@@ -46,38 +46,48 @@ def journal() -> Iterator[tuple[SqlStore, Path]]:
 
 @app.command()
 def tail(
-    tenant: Annotated[str, typer.Option(help="Whose log.")] = "default",
+    tenant: Annotated[str, typer.Option(help="Only this tenant's log.")] = "",
+    run: Annotated[str, typer.Option(help="Only this run.")] = "",
+    kind: Annotated[str, typer.Option(help="Only this kind of event, or all that begin with it: run, intent …")] = "",
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="So many of the latest events.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until interrupted.")] = False,
     json: opening.Json = False,
 ) -> None:
-    """Print the latest events of a tenant's log (with --json one object a line)."""
+    """Print the latest events of the record (with --json one object a line)."""
+    from holdfast.audit import tail as record
+
     with journal() as (store, _):
         sizes = {row.name: row.log_size for row in store.tenants()}
-        if tenant not in sizes:
+        if tenant and tenant not in sizes:
             raise UsageError(f"there is no tenant {tenant}; there are: {', '.join(sizes) or 'none'}")
-        at = max(0, sizes[tenant] - lines)
-        while True:
-            page = store.log(tenant, start=at, limit=1000)
-            for index, body in page:
-                _print(body, json)
-                at = index + 1
-            if page:
-                continue
-            if not follow:
-                return
-            time.sleep(PAUSE)
+        if run and store.stream(run) is None:
+            raise UsageError(f"there is no run {run}; `holdfast runs list` shows those there are")
+        wanted = record.Filter(tenant=tenant or None, run=run or None, kind=kind or None)
+        for event in record.latest(store, wanted, lines):
+            _print(event, json)
+        if follow:
+            for event in record.follow(store, wanted, _pause, sizes):
+                _print(event, json)
 
 
-def _print(body: bytes, json: bool) -> None:
-    from holdfast.journal import event
+def _pause() -> bool:
+    time.sleep(PAUSE)
+    return True
+
+
+def _print(event: Event, json: bool) -> None:
+    from holdfast.audit.tail import row
+    from holdfast.journal.event import encode
 
     if json:
-        output.say(body.decode())
+        output.say(encode(event).decode())
         return
-    item = event.decode(body)
-    place = f"{item.stream} {item.seq}"
-    output.say(f"{item.index:>7}  {output.shown_when(item.at)}  {place:<34} {describe(item)}")
+    item = row(event)
+    words = [item.kind, item.verdict, item.name, item.rule and f"[{item.rule}]", item.reason]
+    if item.witness != "node":
+        words.append(f"(as the {item.witness} says)")
+    place = f"{item.run} {item.seq}"
+    output.say(f"{output.shown_when(item.at)}  {item.tenant:<10} {place:<28} {' '.join(filter(None, words))}")
 
 
 @app.command()

@@ -106,6 +106,10 @@ def test_audit_tail_prints_the_latest_events(shell: Any, journal: Path) -> None:
     assert "run-1 3" in shell("audit", "tail").out
     result = shell("audit", "tail", "--tenant", "nobody")
     assert (result.status, "there is no tenant nobody" in result.err) == (2, True)
+    assert shell("audit", "tail", "--run", "run-1", "--kind", "log").out.count("run-1") == 3
+    assert shell("audit", "tail", "--kind", "tenant").out.count("tenant.created") == 1
+    result = shell("audit", "tail", "--run", "run-9")
+    assert (result.status, "there is no run run-9" in result.err) == (2, True)
 
 
 def test_audit_verify_holds_and_names_what_was_changed(shell: Any, journal: Path) -> None:
