@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, SupportsIndex
 
 from holdfast.errors import UsageError
+
+_METHODS = frozenset(name for name in dir(dict) if not name.startswith("_"))
 
 
 class MissingInput(UsageError, AttributeError, KeyError):
@@ -32,6 +35,28 @@ class Input(dict[str, Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         raise UsageError(f"the input is what the run was given; keep {name} in a variable of your own")
 
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[dict[str, Any]]]:
+        return wrap, ({name: dict.__getitem__(self, name) for name in dict.__iter__(self)},)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[[Any], Any], tuple[dict[str, Any]]]:
+        return self.__reduce__()
+
+
+class Shadowing(list[Any]):
+    """A list in a field that is named like a method of dict; callable as that method, for ``json.dumps`` calls it."""
+
+    __slots__ = ("_method",)
+
+    def __init__(self, value: list[Any], method: Callable[..., Any]) -> None:
+        super().__init__(value)
+        self._method = method
+
+    def __call__(self, *args: Any) -> Any:
+        return self._method(*args)
+
+    def __reduce__(self) -> tuple[type, tuple[list[Any]]]:
+        return list, (list(self),)
+
 
 def _missing(held: dict[str, Any], name: object) -> MissingInput:
     names = ", ".join(map(repr, dict.keys(held))) or "nothing"
@@ -41,7 +66,11 @@ def _missing(held: dict[str, Any], name: object) -> MissingInput:
 def wrap(value: Any) -> Any:
     """A JSON value with its objects as :class:`Input`."""
     if isinstance(value, dict):
-        return Input({name: wrap(item) for name, item in value.items()})
+        found = Input({name: wrap(item) for name, item in dict.items(value)})
+        for name in _METHODS & dict.keys(value):
+            if isinstance(item := found[name], list):
+                found[name] = Shadowing(item, dict.__getattribute__(found, name))
+        return found
     if isinstance(value, list):
         return [wrap(item) for item in value]
     return value
