@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from holdfast import wire
+from holdfast.action import Action
 from holdfast.errors import DeniedError, DivergenceError, HoldfastError, ProtocolError, StepError, StoreError
 from holdfast.gate import Fenced, Passage
 from holdfast.journal.event import Kind, Witness
@@ -117,7 +118,7 @@ class Incarnation:
         if enclosing is None:
             raise ProtocolError(f"call {number} names scope {scope}, which is not open")
         id_, at = enclosing.next(clean(name))
-        place = Place(id_, enclosing.path, at)
+        place = Place(id_, enclosing.path, at, kind=kind, name=name, digest=sha)
         expected = self.run.state.children.get(enclosing.path, {}).get(at)
         record = self.run.state.records.get(id_)
         if expected is None and record is None:
@@ -167,12 +168,10 @@ class Incarnation:
             run.end(stop)
         except (ProtocolError, DivergenceError) as error:
             self.broken(error)
-        except DeniedError as error:
-            self.fault(number, error.code, str(error), error.rule)
         except (Fenced, StoreError) as error:
             run.failed(error)
         except HoldfastError as error:
-            self.fault(number, error.code, str(error))
+            self._refused(number, error)
         except Exception as error:
             run.failed(HoldfastError(f"the node failed at call {number}: {type(error).__name__}"))
             log.exception("call failed", run=run.state.run, call=number)
@@ -180,6 +179,21 @@ class Incarnation:
             self.tasks.pop(number, None)
             if len(self.tasks) < HOLD_AT // 2 and self.channel is not None:
                 self.channel.hold(False)
+
+    def _refused(self, number: int, error: HoldfastError) -> None:
+        """A call could not be made at all. Recorded like an outcome: the code may go another way because of it."""
+        place, recorder = self.places.get(number), self.run.recorder
+        rule = error.rule if isinstance(error, DeniedError) else ""
+        if place is not None:
+            record = self.run.state.records.get(place.id)
+            if record is None:
+                action = Action(kind=place.kind, name=place.name, id=place.id, digest=place.digest)
+                data = {"action": action, "parent": place.parent, "place": place.place}
+                recorder.note(recorder.draft(Kind.SAMPLE, data))
+            if record is None or not record.finished:
+                fault = {"id": place.id, "status": "fault", "code": error.code, "message": str(error), "rule": rule}
+                recorder.note(recorder.draft(Kind.OUTCOME, fault))
+        self.fault(number, error.code, str(error), rule)
 
     def broken(self, error: ProtocolError | DivergenceError) -> None:
         """The worker broke the protocol, or the code does not fit its journal."""

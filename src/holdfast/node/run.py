@@ -39,12 +39,15 @@ class Stop(Exception):
 class Place:
     """Where a call stands in its run."""
 
-    __slots__ = ("id", "parent", "place")
+    __slots__ = ("digest", "id", "kind", "name", "parent", "place")
 
-    def __init__(self, id_: str, parent: str, place: int) -> None:
+    def __init__(self, id_: str, parent: str, place: int, *, kind: str = "", name: str = "", digest: str = "") -> None:
         self.id = id_
         self.parent = parent
         self.place = place
+        self.kind = kind
+        self.name = name
+        self.digest = digest
 
 
 class Deliveries(Protocol):
@@ -202,15 +205,18 @@ class Run:
             self.note_verdict(action, at, passage, args, key)
             return passage
 
-    async def decide(self, action: Action) -> Passage:
-        """Decide an action whose going ahead is a wait, not an effect.
+    async def decide(self, action: Action, at: Place, args: bytes) -> Passage:
+        """Decide an action whose going ahead is a wait, or the run's end, and not an effect.
 
         Raises:
             Stop: a policy or a kill ends the run.
         """
         facts = self.facts({}, self.state.records.get(action.id), None)
+        if self.control.standing(facts) is None:
+            facts = self.facts({}, self.state.records.get(action.id), None)
         passage = Passage(verdict=decide(action, facts, self.bundle), facts=facts)
         if passage.verdict.outcome is Outcome.TERMINATE:
+            self.note_verdict(action, at, passage, args)
             raise self._terminated(passage)
         return passage
 
