@@ -6,15 +6,17 @@ stream's epoch, the kill generation, every reservation. What does not fit any mo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
 from holdfast.action import Action, Facts, Hit, Kill, Outcome, Refusal, Verdict
-from holdfast.errors import HoldfastError, PayloadError
+from holdfast.errors import HoldfastError, PayloadError, StoreError
 from holdfast.journal.base import Appended, Refused, Result, Store
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import decide
+from holdfast.policy.kills import standing
 
 ROUNDS = 16
 """How often one action is decided anew before it is denied: each round saw the world change under it."""
@@ -55,6 +57,16 @@ class Control:
         self.kills, self.generation = kills, generation
         return generation != before
 
+    def standing(self, facts: Facts) -> Kill | None:
+        """The kill that stops what these facts are about; where one seems to, it is read again first, for it may have
+        been lifted. One that cannot be read again stands."""
+        found = standing(self.kills, facts)
+        if found is not None:
+            with contextlib.suppress(StoreError):
+                self.refresh()
+            found = standing(self.kills, facts)
+        return found
+
 
 FactsOf = Callable[[Mapping[str, Refusal]], Facts]
 """Gives fresh facts, with the reservations that did not fit so far."""
@@ -85,6 +97,9 @@ async def enter(action: Action, bundle: Bundle, control: Control, facts_of: Fact
         facts = facts_of(refusals)
         verdict = decide(action, facts, bundle)
         if not verdict.allowed:
+            # What was known of kills may be older than a lift, and nothing is committed here that would show it.
+            if facts.kills and control.refresh():
+                continue
             return Passage(verdict=verdict, facts=facts)
         result = await commit(verdict, facts)
         if isinstance(result, Appended):

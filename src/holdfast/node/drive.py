@@ -31,7 +31,6 @@ from holdfast.node.recorder import Recorder
 from holdfast.node.run import Place, Run, Stop
 from holdfast.node.services import Services
 from holdfast.policy.decide import settlements
-from holdfast.policy.kills import matches
 from holdfast.sandbox.base import Boundary, Label, Level, Limits, Mount, Spec
 from holdfast.sandbox.base import Channel as Socket
 from holdfast.sandbox.interpreter import interpreter_mounts, worker_argv
@@ -100,8 +99,7 @@ class Driver:
 
     def control_changed(self) -> None:
         """Kills came or went: end the run at once when one is meant for it."""
-        facts = self.run.facts({}, None, None)
-        kill = next((k for k in self.run.control.kills if matches(k, facts)), None)
+        kill = self.run.control.standing(self.run.facts({}, None, None))
         if kill is not None:
             if self.boundary is not None:
                 self.boundary.kill()
@@ -332,7 +330,7 @@ class Driver:
         return True
 
     def _grace_left(self) -> float:
-        """A timer that is due soon is cheaper waited for than resumed from; short memory lets the process go at once."""
+        """A timer that is due soon is cheaper waited for than resumed from; short memory lets the process go now."""
         if under_pressure():
             return 0.0
         wake = self.run.state.wake_at
@@ -405,17 +403,20 @@ class Driver:
         """The workflow returned: its output passes its gate, and the run ends with the same commit."""
         run = self.run
         action = Action(kind="output", name=run.header.workflow, id="output", args={"value": load(value)})
+        # Not among the workflow's own calls: a replay does not ask for it.
+        at = Place("output", "output", 0)
         while True:
-            passage = await run.decide(action)
+            passage = await run.decide(action, at, value)
             verdict = passage.verdict
             stored = msgspec.structs.replace(action, args={})
             data = {"action": stored, "facts": passage.facts, "verdict": verdict}
             if not verdict.allowed:
                 if verdict.outcome is Outcome.REQUIRE_APPROVAL:
-                    at = Place("output", "", 1 << 30)
                     passage = await run.gate(action, at, value)
                     if passage.written is not None:
                         continue
+                else:
+                    run.note_verdict(action, at, passage, value)
                 stop = Stop(Kind.RUN_DENIED, code="denied", message=passage.verdict.reason, rule=passage.verdict.rule)
                 await self._conclude(stop)
                 return False

@@ -34,7 +34,7 @@ async def _approve(
     run = inc.run
     if record is None:
         action = Action(kind="approval", name="approve", id=place.id, args={"what": load(what)}, digest=sha)
-        passage = await run.decide(action)
+        passage = await run.decide(action, place, what)
         verdict = passage.verdict
         if not verdict.allowed and verdict.outcome is not Outcome.REQUIRE_APPROVAL:
             run.note_verdict(action, place, passage, what)
