@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from holdfast.testing.model_server import Reply, Request
 
 TOKEN = "let-me-approve"  # noqa: S105 - the example's controller; its SHA-256 is in the example's holdfast.toml
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds after which something that should have happened counts as failed."""
 
 
@@ -187,7 +187,7 @@ def until(what: str, look: Callable[[], Any], pause: float = 0.5) -> Any:
     """Look until there is something; gives it.
 
     Raises:
-        DemoError: nothing came within two minutes.
+        DemoError: nothing came in time.
     """
     wake = threading.Event()
     end = time.monotonic() + PATIENCE
@@ -195,7 +195,7 @@ def until(what: str, look: Callable[[], Any], pause: float = 0.5) -> Any:
         if found := look():
             return found
         if time.monotonic() > end:
-            raise DemoError(f"waited two minutes for {what}; see node.log in the demo's folder")
+            raise DemoError(f"waited in vain for {what}; see node.log in the demo's folder")
         wake.wait(pause)
 
 

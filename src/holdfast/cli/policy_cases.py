@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from holdfast.action import Action, Facts
-from holdfast.audit.redecide import arguments
+from holdfast.audit.redecide import arguments, arguments_of
 from holdfast.errors import UsageError
 from holdfast.journal.base import Store
 from holdfast.journal.event import Event
@@ -44,7 +44,8 @@ def recorded(store: Store, run: str, step: str) -> Case:
         raise UsageError(f"{run} has no verdict on {step or 'anything'}; the latest are on: {some}")
     tenant = stream.header.tenant
     action = msgspec.convert({**found.data["action"], "args": {}}, Action)
-    payload = store.payload(tenant, found.payloads["args"]) if "args" in found.payloads else None
+    recorded = arguments_of(found)
+    payload = store.payload(tenant, recorded) if recorded else None
     if payload is not None:
         action = msgspec.structs.replace(action, args=arguments(action.kind, payload))
     pinned = store.blob(found.data["verdict"]["bundle"])
