@@ -657,10 +657,15 @@ def test_damaged_hashes_beside_a_head_are_no_damage_of_the_record(home: Path) ->
     assert "damaged too" in report.warnings[0]
 
 
-def test_a_changed_bundle_leaves_verdicts_undecided(home: Path) -> None:
+def test_a_changed_bundle_is_named_and_a_removed_one_told(home: Path) -> None:
+    sql(home, "UPDATE blobs SET data = x'7b7d' WHERE digest = ?", builtin().digest)
+    report = checked(home)
+    assert [finding.code for finding in report.findings] == ["bundle.changed"]
+    assert builtin().digest[:16] in report.findings[0].message
     sql(home, "DELETE FROM blobs WHERE digest = ?", builtin().digest)
     report = checked(home)
-    assert (report.counts.decisions, report.counts.undecided) == (0, 13)
+    assert (report.ok, report.counts.decisions, report.counts.undecided) == (True, 0, 13)
+    assert [builtin().digest[:16] in warning for warning in report.warnings] == [True]
 
 
 def test_of_a_run_other_runs_damage_is_told_only_as_far_as_the_log_goes(home: Path) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from holdfast.action import Action, Facts, Verdict
 from holdfast.errors import HoldfastError
-from holdfast.journal.event import Event
+from holdfast.journal.event import Event, Kind
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import decide
 from holdfast.values import load
@@ -17,6 +17,8 @@ from holdfast.values import load
 GATE = "gate"
 """Rule of a verdict that no bundle gave: the gate gave up because the world kept changing under it."""
 
+_WRAPPED = {"approval": "what", "output": "value"}
+"""Actions whose one argument is recorded bare, and the argument's name."""
 _COMPARED = ("outcome", "rule", "category", "reason", "reservations", "approval", "max_tokens", "kill_generation")
 
 
@@ -30,11 +32,15 @@ class Judge:
     def __init__(self, blob: Callable[[str], bytes | None]) -> None:
         self._blob = blob
         self._bundles: dict[str, Bundle | str] = {}
+        self.damaged: dict[str, str] = {}
+        """Bundles that verdicts cite and that were changed in the store: digest to what is wrong."""
+        self.missing: set[str] = set()
+        """Bundles that verdicts cite and that are not in the store."""
 
     def differs(self, event: Event, args: bytes | None) -> str:
         """How the verdict that was recorded differs from that decided now; empty when it does not.
 
-        ``args`` is the event's payload of that name; None when it was erased.
+        ``args`` is the payload that :func:`arguments_of` names; None when it was erased.
 
         Raises:
             Undecidable: facts, arguments or bundle are not on record.
@@ -51,7 +57,7 @@ class Judge:
         if not verdict.bundle and verdict.rule == GATE:
             raise Undecidable("no bundle gave this verdict")
         bundle = self._bundle(verdict.bundle)
-        if "args" in event.payloads:
+        if arguments_of(event):
             if args is None:
                 raise Undecidable("its arguments were erased")
             action = msgspec.structs.replace(action, args=arguments(action.kind, args))
@@ -74,9 +80,19 @@ class Judge:
     def _load(self, digest: str) -> Bundle | str:
         try:
             data = self._blob(digest)
-            return f"the bundle {digest[:16]} is not in the store" if data is None else Bundle.from_bytes(data)
+            if data is not None:
+                return Bundle.from_bytes(data)
         except HoldfastError as error:
+            self.damaged[digest] = str(error)
             return str(error)
+        self.missing.add(digest)
+        return f"the bundle {digest[:16]} is not in the store"
+
+
+def arguments_of(event: Event) -> str:
+    """Commitment to what was decided about; empty when there was nothing. An output is decided where the run ends."""
+    payloads = event.payloads
+    return payloads.get("output" if event.kind == Kind.RUN_COMPLETED else "args", "")
 
 
 def arguments(kind: str, payload: bytes) -> Mapping[str, Any]:
@@ -89,8 +105,8 @@ def arguments(kind: str, payload: bytes) -> Mapping[str, Any]:
         value = load(payload)
     except HoldfastError as error:
         raise Undecidable(f"its arguments cannot be read: {error}") from None
-    if kind == "approval":
-        return {"what": value}
+    if kind in _WRAPPED:
+        return {_WRAPPED[kind]: value}
     if not isinstance(value, dict):
         raise Undecidable("its arguments are not an object")
     if kind != "llm":

@@ -29,6 +29,7 @@ CODES = {
     "run.verdict": "an intent has no verdict that allowed it",
     "run.outcome": "an outcome has no intent before it",
     "run.decision": "deciding again on the recorded facts gives another verdict",
+    "bundle.changed": "a bundle that verdicts cite was changed in the store",
     "run.unknown": "there is no such run or tenant",
 }
 """Every code of a finding, and what it means."""

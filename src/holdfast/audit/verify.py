@@ -19,18 +19,17 @@ from holdfast.audit.logcheck import LogCheck
 from holdfast.audit.merkle import hash_leaf, root
 from holdfast.audit.note import Checkpoint, parse, parse_checkpoint
 from holdfast.audit.payloadcheck import PayloadCheck
-from holdfast.audit.redecide import Judge, Undecidable
+from holdfast.audit.redecide import Judge, Undecidable, arguments_of
 from holdfast.audit.report import Finding, Report
 from holdfast.audit.rows import Rows
 from holdfast.audit.runcheck import RunCheck
 from holdfast.errors import AuditError, StoreError
 from holdfast.journal import frontier
-from holdfast.journal.event import Event, Kind
+from holdfast.journal.event import Event
 from holdfast.journal.evidence import Evidence
 
 UNSIGNED_US = 60_000_000
 """A log whose events span more than this, microseconds, must have a signed head: heads follow within about a second."""
-_DECIDED = frozenset({Kind.INTENT, Kind.VERDICT, Kind.WAIT})
 
 Progress = Callable[[int, int], None]
 """Told how many events were looked at, and of how many."""
@@ -91,6 +90,12 @@ class _Verification:
         self.total = sum(row.log_size for row in self.store.tenants() if row.name in names)
         for name in names:
             self._tenant(name, signed.get(name))
+        for digest, what in sorted(self.judge.damaged.items()):
+            self._add(Finding(code="bundle.changed", message=f"bundle {digest[:16]}, which verdicts cite: {what}"))
+        for digest in sorted(self.judge.missing):
+            self.report.warnings.append(
+                f"bundle {digest[:16]} is not in the store: its verdicts cannot be decided again"
+            )
         return self.report
 
     def _tenant(self, name: str, note: bytes | None) -> None:
@@ -150,13 +155,13 @@ class _Verification:
         values = payloads.feed(mine)
         for event in mine:
             runs.feed(event)
-            if event.kind in _DECIDED and "verdict" in event.data:
+            if "verdict" in event.data and "action" in event.data:
                 self._decide(event, values)
 
     def _decide(self, event: Event, values: dict[str, bytes]) -> None:
         counts = self.report.counts
         try:
-            differing = self.judge.differs(event, values.get(event.payloads.get("args", "")))
+            differing = self.judge.differs(event, values.get(arguments_of(event)))
         except Undecidable:
             counts.undecided += 1
             return

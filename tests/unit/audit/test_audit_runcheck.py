@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from holdfast.action import Action, Facts, Outcome, Verdict
-from holdfast.audit.redecide import Judge, Undecidable, arguments
+from holdfast.audit.redecide import Judge, Undecidable, arguments, arguments_of
 from holdfast.audit.report import Finding
 from holdfast.audit.runcheck import RunCheck
 from holdfast.journal.event import GENESIS, Event, Kind
@@ -191,6 +191,20 @@ def test_what_is_not_on_record_is_undecidable() -> None:
             judge.differs(case, args)
 
 
+def test_an_output_is_decided_where_the_run_ends() -> None:
+    action = Action(kind="output", name="run", id="output", args={"value": [1]})
+    facts = Facts(now=9)
+    data = {
+        "action": msgspec.structs.replace(action, args={}),
+        "facts": facts,
+        "verdict": decide(action, facts, LIMITED),
+    }
+    ended = event(Kind.RUN_COMPLETED, data, payloads={"output": "c" * 64, "args": "d" * 64})
+    assert arguments_of(ended) == "c" * 64
+    assert arguments_of(event(Kind.INTENT, data, payloads={"output": "c" * 64})) == ""
+    assert Judge(blobs).differs(ended, b"[1]") == ""
+
+
 def test_a_bundle_is_read_once() -> None:
     asked: list[str] = []
 
@@ -210,6 +224,8 @@ def test_a_bundle_is_read_once() -> None:
     [
         ("tool", {"a": 1}, {"a": 1}),
         ("approval", [1, 2], {"what": [1, 2]}),
+        ("output", {"a": 1}, {"value": {"a": 1}}),
+        ("output", None, {"value": None}),
         (
             "llm",
             {"messages": [{"role": "user", "content": "hi"}], "model": "m", "categories": ["a"]},
