@@ -99,18 +99,20 @@ class Path(msgspec.Struct, frozen=True):
     end: int
     plain: bool
     """False: the object as a whole is used (``facts["x"]``, or handed to a function)."""
+    presence: bool = False
+    """The chain is what ``has()`` asks for; ``start`` and ``end`` are then those of the whole test."""
 
 
 def paths(source: str) -> tuple[list[Path], bool]:
-    """Every chain that starts at ``action`` or ``facts``, and whether the expression tests presence with ``has``."""
+    """Every chain that starts at ``action`` or ``facts``, and whether ``has`` is asked of anything that needs views."""
     found: list[Path] = []
     lexemes = tokens(source)
-    presence = False
+    tests = 0
     for at, token in enumerate(lexemes):
         if token.kind != "name" or (at and lexemes[at - 1].text == "."):
             continue
         if token.text == "has":
-            presence = True
+            tests += 1
         if token.text not in ("action", "facts"):
             continue
         names, end, here = [token.text], token.end, at
@@ -120,8 +122,18 @@ def paths(source: str) -> tuple[list[Path], bool]:
             names.append(lexemes[here + 2].text)
             end = lexemes[here + 2].end
             here += 2
-        found.append(Path(tuple(names), token.start, end, len(names) > 1))
-    return found, presence
+        if _tested(lexemes, at, here) and len(names) > 2 and names[1] in ("args", "counters"):
+            found.append(Path(tuple(names), lexemes[at - 2].start, lexemes[here + 1].end, True, True))
+        else:
+            found.append(Path(tuple(names), token.start, end, len(names) > 1))
+    return found, tests > sum(chain.presence for chain in found)
+
+
+def _tested(lexemes: Sequence[Token], first: int, last: int) -> bool:
+    """Whether the chain from ``first`` to ``last`` is all that a ``has(…)`` holds."""
+    if first < 2 or last + 1 >= len(lexemes) or (first > 2 and lexemes[first - 3].text == "."):
+        return False
+    return (lexemes[first - 2].text, lexemes[first - 1].text, lexemes[last + 1].text) == ("has", "(", ")")
 
 
 def _engine() -> Any:
@@ -170,8 +182,10 @@ class Condition:
         moving: dict[str, Getter] = {}
         pieces, at = [], 0
         for chain in chains:
-            name = "v_" + "__".join(chain.names)
-            if len(chain.names) == 2 and chain.names[1] in _KEPT[chain.names[0]]:
+            name = ("h_" if chain.presence else "v_") + "__".join(chain.names)
+            if chain.presence:
+                moving[name] = _presence(chain.names)
+            elif len(chain.names) == 2 and chain.names[1] in _KEPT[chain.names[0]]:
                 self.kept[name] = _raw(*chain.names)
             else:
                 moving[name] = _getter(chain.names)
@@ -336,7 +350,7 @@ def _names(source: str) -> None:
         if lexemes[at] in _MACROS and lexemes[at + 1] == "(" and kinds[at + 2] == "name" and lexemes[at + 3] == ","
     }
     for name in sorted(bound):
-        if name in ("action", "facts") or name.startswith("v_"):
+        if name in ("action", "facts") or name.startswith(("v_", "h_")):
             raise ConditionError(f"{name} cannot be the variable of a macro; call it x")
     for at, name in enumerate(lexemes):
         if kinds[at] != "name" or name in ("true", "false", "null", "in", *bound):
@@ -394,14 +408,40 @@ def _getter(names: tuple[str, ...]) -> Getter:
         return (lambda action, facts: _plain(_read(facts, field))) if convert else _raw(root, field)
 
     def deep(action: Action, facts: Facts) -> Any:
-        value = _plain(_read(action if of_action else facts, field))
+        value = getattr(action if of_action else facts, field)
         for name in rest:
-            if not isinstance(value, dict):
-                return None
-            value = value.get(name)
-        return value
+            value = _inner(value, name)
+        return _scalar(value)
 
     return deep
+
+
+def _presence(names: tuple[str, ...]) -> Getter:
+    """Whether the last name is there; None where that is for the views to say."""
+    root, field, *rest, last = names
+    if field == "counters" and not rest:
+        return lambda action, facts: last in COUNTERS or last in facts.counters
+
+    def there(action: Action, facts: Facts) -> Any:
+        value = getattr(action if root == "action" else facts, field)
+        for name in rest:
+            value = _inner(value, name)
+        if not isinstance(value, Mapping):
+            return None
+        return None if last in value and value[last] is None else last in value
+
+    return there
+
+
+def _inner(value: Any, name: str) -> Any:
+    """A field of a value as it is, so that nothing but the field itself is converted; None when it is not there."""
+    if not isinstance(value, Mapping):
+        if type(value) in (int, str, float, bool, list, tuple) or value is None:
+            return None
+        value = _plain(value)
+        if not isinstance(value, dict):
+            return None
+    return value.get(name)
 
 
 def _scalar(value: Any) -> Any:

@@ -65,6 +65,10 @@ def ask(source: str, action: Action = ACTION, facts: Facts = FACTS) -> bool:
         ("has(action.args.amount)", True),
         ("has(action.args.missing)", False),
         ("has(action.args.missing) && action.args.missing > 3", False),
+        ("has(action.args.memo)", True),
+        ("has(action.args.to.iban) && action.args.to.iban == 'X1'", True),
+        ("has(action.args.to.none) || action.args.n == 3", True),
+        ("has(facts.counters.steps) && !has(facts.counters.other)", True),
         ('action.effect == "irreversible"', True),
         ('action.gate == "tool" && action.kind == "tool"', True),
         ("facts.counters.steps == 7", True),
@@ -176,14 +180,15 @@ def test_every_documented_function_is_there() -> None:
 
 
 def test_paths() -> None:
-    found, presence = paths(
-        'has(action.args.x) && size(facts) > 1 || facts.roles.size() > 2 // action.no\n || "facts.q" == x.facts.y'
+    found, views = paths(
+        'has(action.args.x) && has(facts.region) && size(facts) > 1 || facts.roles.size() > 2 // action.no\n || "facts.q" == x.facts.y'
     )
-    assert presence
-    assert [(path.names, path.plain) for path in found] == [
-        (("action", "args", "x"), True),
-        (("facts",), False),
-        (("facts", "roles"), True),
+    assert views
+    assert [(path.names, path.plain, path.presence) for path in found] == [
+        (("action", "args", "x"), True, True),
+        (("facts", "region"), True, False),
+        (("facts",), False, False),
+        (("facts", "roles"), True, False),
     ]
 
 
@@ -218,6 +223,11 @@ TERMS = st.sampled_from(
         "action.args.b in ['a', 'b']",
         "action.args.a",
         "!(action.args.a == 1)",
+        "has(action.args.a)",
+        "has(action.args.c.d)",
+        "!has(action.args.b) || action.args.b == 'a'",
+        "has(facts.counters.steps)",
+        "has(facts.counters.other)",
     ]
 )
 SOURCES = st.recursive(
