@@ -181,7 +181,8 @@ def test_every_documented_function_is_there() -> None:
 
 def test_paths() -> None:
     found, views = paths(
-        'has(action.args.x) && has(facts.region) && size(facts) > 1 || facts.roles.size() > 2 // action.no\n || "facts.q" == x.facts.y'
+        "has(action.args.x) && has(facts.region) && "
+        'size(facts) > 1 || facts.roles.size() > 2 // action.no\n || "facts.q" == x.facts.y'
     )
     assert views
     assert [(path.names, path.plain, path.presence) for path in found] == [
