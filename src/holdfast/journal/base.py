@@ -221,7 +221,12 @@ class Store(Protocol):
         """One stream's row."""
 
     def streams(
-        self, *, tenant: str | None = None, kind: StreamKind | None = None, status: str | None = None, limit: int | None = None
+        self,
+        *,
+        tenant: str | None = None,
+        kind: StreamKind | None = None,
+        status: str | None = None,
+        limit: int | None = None,
     ) -> list[StreamState]:
         """Rows, newest first."""
 
@@ -299,7 +304,7 @@ class Store(Protocol):
         """Streams that a node owns and whose inbox is not empty."""
 
     def claim(self, stream: str, node: str, *, free: Sequence[str] = ()) -> int | None:
-        """Take a stream that nobody owns, or that one of the nodes ``free`` (dead or lapsed) owns; gives the new epoch."""
+        """Take a stream that nobody owns, or that one of the nodes ``free`` (dead or lapsed) owns; the new epoch."""
 
     def close(self) -> None:
         """Close the connection."""

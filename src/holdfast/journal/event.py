@@ -1,9 +1,9 @@
 """Events: their kinds and their canonical bytes, fixed at the time of writing.
 
-An event is at once the checkpoint and the audit record. Its bytes are JSON with sorted keys, only text, integers, booleans,
-null, lists and objects: RFC 8785 form. The leaf of an event is SHA-256(0x00 ‖ bytes) (RFC 9162); ``prev`` is the leaf of
-the event before it in its stream, ``index`` its place in its tenant's log. Payloads stand apart: ``payloads`` maps a role
-to SHA-256(nonce ‖ payload).
+An event is at once the checkpoint and the audit record. Its bytes are JSON with sorted keys, only text, integers,
+booleans, null, lists and objects: RFC 8785 form. The leaf of an event is SHA-256(0x00 ‖ bytes) (RFC 9162); ``prev`` is
+the leaf of the event before it in its stream, ``index`` its place in its tenant's log. Payloads stand apart:
+``payloads`` maps a role to SHA-256(nonce ‖ payload).
 """
 
 from __future__ import annotations

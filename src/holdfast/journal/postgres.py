@@ -17,7 +17,7 @@ from holdfast.journal.base import Append, Result, Tenant
 from holdfast.journal.payloads import Keyring
 from holdfast.journal.postgres_rows import LOCK_TENANTS, Loaded, load, send
 from holdfast.journal.sqlstore import Execute, SqlStore, must
-from holdfast.journal.transaction import Transaction
+from holdfast.journal.transaction import Raced, Transaction
 
 if TYPE_CHECKING:
     import psycopg
@@ -164,7 +164,7 @@ class PostgresStore(SqlStore):
     def _transaction(self, work: Callable[[psycopg.Connection[Any]], _T]) -> _T:
         """Do ``work``, again after a lost race, and once more after a connection that broke before its commit."""
         errors = self._psycopg.errors
-        again = (errors.SerializationFailure, errors.DeadlockDetected, errors.UniqueViolation)
+        again = (errors.SerializationFailure, errors.DeadlockDetected, errors.UniqueViolation, Raced)
         reconnected = False
         for attempt in range(ATTEMPTS):
             try:

@@ -52,6 +52,10 @@ def control(tenant: str) -> str:
 FLEET_CONTROL = control(FLEET)
 
 
+class Raced(Exception):
+    """Another writer changed what this transaction had read before its lock: it must begin again."""
+
+
 class Transaction:
     """One batch under way. After :meth:`append`, the attributes hold what the store has to write."""
 
@@ -143,6 +147,9 @@ class Transaction:
             return rows
         tenant = self._tenant(row.header.tenant)
         if tenant is None:
+            if item.create is None:
+                # The stream is there and its tenant was not yet when the rows were read: both are just being made.
+                raise Raced(f"{item.stream} came into being meanwhile")
             return Refused(reason="tenant", message=f"there is no tenant {row.header.tenant}")
         written = self._write(item, row, tenant)
         if type(written) is Refused:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,33 +13,34 @@ from holdfast import wire
 from holdfast.action import Action, Effect, Outcome, Settlement
 from holdfast.errors import HoldfastError, IsolationError, ProtocolError, StoreError
 from holdfast.gate import Control, Fenced
-from holdfast.journal.base import Appended, InboxItem, Patch, Store, StreamState
-from holdfast.journal.event import Kind, Witness
+from holdfast.journal.base import Patch, Store, StreamState
+from holdfast.journal.event import Kind
 from holdfast.journal.fold import fold
 from holdfast.node import children, compensate, deadlines, keep, models, steps, tools, waits
 from holdfast.node.anew import begin_anew
 from holdfast.node.channel import Channel
 from holdfast.node.deployment import materialise
+from holdfast.node.finish import finish
 from holdfast.node.history import history
 from holdfast.node.inbox import Inbox
 from holdfast.node.incarnation import Incarnation
+from holdfast.node.launch import launch, root_inside
 from holdfast.node.pressure import under_pressure
 from holdfast.node.recorder import Recorder
 from holdfast.node.run import Place, Run, Stop
 from holdfast.node.services import Services
 from holdfast.policy.decide import settlements
-from holdfast.sandbox.base import Boundary, Label, Level, Limits, Mount, Spec
-from holdfast.sandbox.base import Channel as Socket
-from holdfast.sandbox.interpreter import interpreter_mounts, worker_argv
+from holdfast.sandbox.base import Boundary, Level, Limits
 from holdfast.values import load
 
 HANDLERS = (children, keep, models, steps, tools, waits)
 """The modules that register what a worker's messages do."""
 READY_TIMEOUT = 60.0
 """Seconds within which a worker must speak and have loaded its code."""
+LINGER = 2.0
+"""Seconds in which a worker whose channel is gone may end by itself."""
 MAX_LOSSES = 3
 """Workers that may die in a row without progress before the run fails."""
-CODE = Path("/code")
 _ENDS = frozenset({Kind.RUN_KILLED, Kind.RUN_TERMINATED, Kind.RUN_DENIED, Kind.RUN_FAILED, Kind.RUN_COMPLETED})
 
 T = TypeVar("T")
@@ -201,26 +199,10 @@ class Driver:
         input_ = await self._services.payload(header.tenant, state.input)
         if input_ is None:
             raise Stop(Kind.RUN_FAILED, code="payload", message="the run's input was erased; it cannot go on")
-        outer, inner = socket.socketpair()
-        with contextlib.ExitStack() as sockets:
-            sockets.callback(inner.close)
-            spec = Spec(
-                argv=worker_argv("holdfast.agent.worker"),
-                label=Label(tenant=header.tenant, agent=header.agent, workflow=header.workflow, run=header.stream),
-                home=self._services.home,
-                mounts=(*interpreter_mounts(), Mount(source=folder, target=CODE)),
-                env=_environment(header.stream),
-                channels=(Socket(variable="HOLDFAST_CHANNEL", inner=inner),),
-                limits=self._limits,
-            )
-            try:
-                self.boundary = await self._unless_stopped(self._level.start(spec))
-            except IsolationError as error:
-                outer.close()
-                raise Stop(Kind.RUN_FAILED, code=error.code, message=str(error)) from None
-            except BaseException:
-                outer.close()
-                raise
+        try:
+            self.boundary, outer = await launch(self._level, header, self._services.home, folder, self._limits)
+        except IsolationError as error:
+            raise Stop(Kind.RUN_FAILED, code=error.code, message=str(error)) from None
         inc.channel = await Channel.open(outer, inc.on_message, inc.on_end)
         await self._said(inc, inc.ready, "speak")
         data = {"incarnation": inc.number, "held": self.boundary.held, "python": inc.ready.result().python}
@@ -238,7 +220,7 @@ class Driver:
                 version=wire.VERSION,
                 run=header.stream,
                 tenant=header.tenant,
-                root=str(CODE) if self._level.name != "process" else str(folder),
+                root=root_inside(self._level, folder),
                 target=deployment.target,
                 workflow=header.workflow,
                 input=inc.channel.pack(input_),
@@ -259,10 +241,6 @@ class Driver:
 
     async def _any(self, *futures: asyncio.Future[Any]) -> None:
         await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _unless_stopped(self, work: Awaitable[T]) -> T:
-        """Finish starting even when a stop comes: what was started must be ended too."""
-        return await asyncio.shield(asyncio.ensure_future(work))
 
     async def _follow(self, inc: Incarnation) -> bool:
         run = self.run
@@ -369,6 +347,9 @@ class Driver:
         """The process is gone without a word."""
         run = self.run
         assert self.boundary is not None
+        # Its channel goes before it: how it ended is known only to a boundary that was let end by itself.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.boundary.wait()), LINGER)
         self.boundary.kill()
         exit_ = await self.boundary.wait()
         await run.recorder.flush()
@@ -420,9 +401,7 @@ class Driver:
                 stop = Stop(Kind.RUN_DENIED, code="denied", message=passage.verdict.reason, rule=passage.verdict.rule)
                 await self._conclude(stop)
                 return False
-            if await self._finish(
-                Kind.RUN_COMPLETED, data, {"output": value}, generation=passage.facts.kill_generation
-            ):
+            if await finish(run, Kind.RUN_COMPLETED, data, {"output": value}, generation=passage.facts.kill_generation):
                 return False
             run.control.refresh()
 
@@ -438,7 +417,7 @@ class Driver:
             await self._end_boundary()
             data |= await compensate.undo(run, stop)
         if stop.kind in _ENDS:
-            await self._finish(stop.kind, data, {"trace": trace.encode()} if trace else None)
+            await finish(run, stop.kind, data, {"trace": trace.encode()} if trace else None)
             return
         if stop.kind == Kind.RUN_IN_DOUBT:
             data["id"], status = stop.rule, "in_doubt"
@@ -450,62 +429,8 @@ class Driver:
         patch = Patch(status=status, ready_at=None, set_ready=True, release=True)
         await run.recorder.write(draft, patch=patch)
 
-    async def _finish(
-        self, kind: Kind, data: dict[str, Any], payloads: dict[str, bytes] | None, generation: int | None = None
-    ) -> bool:
-        """Write the run's last event, settle what it still held, tell its parent; False when a kill came first."""
-        run, state, header = self.run, self.run.state, self.run.header
-        await run.recorder.flush()
-        settle: list[Settlement] = []
-        for record in state.open():
-            settle += settlements(record.reservations, sent=record.action.kind in ("llm", "tool"))
-        deliver: tuple[InboxItem, ...] = ()
-        if header.parent:
-            told = {"run": header.stream, "status": _STATUS[kind], "message": data.get("message", "")}
-            deliver = (
-                InboxItem(
-                    tenant=header.tenant,
-                    stream=header.parent,
-                    kind="child",
-                    data=told,
-                    payload=(payloads or {}).get("output", b""),
-                    principal=header.principal,
-                    auth=header.auth,
-                    at=self._services.clock.now(),
-                ),
-            )
-        witness = Witness.BOUNDARY if kind in (Kind.RUN_COMPLETED, Kind.RUN_FAILED) else Witness.NODE
-        result = await run.recorder.write(
-            run.recorder.draft(kind, data, payloads, witness=witness),
-            settle=tuple(settle),
-            kill_generation=generation,
-            deliver=deliver,
-            patch=Patch(status=_STATUS[kind], ready_at=None, set_ready=True, release=True),
-        )
-        if isinstance(result, Appended) and header.parent:
-            self._services.nudge(header.parent)
-        return isinstance(result, Appended)
-
     async def _end_boundary(self) -> None:
         boundary, self.boundary = self.boundary, None
         if boundary is not None:
             boundary.kill()
             await boundary.close()
-
-
-_STATUS = {
-    Kind.RUN_COMPLETED: "completed",
-    Kind.RUN_FAILED: "failed",
-    Kind.RUN_DENIED: "denied",
-    Kind.RUN_TERMINATED: "terminated",
-    Kind.RUN_KILLED: "killed",
-}
-
-
-def _environment(run: str) -> dict[str, str]:
-    return {
-        "HOLDFAST_RUN_ID": run,
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }

@@ -25,7 +25,7 @@ class Inbox:
         wait = record.wait
         if wait is None or record.state != "waiting":
             return
-        if wait.wake_at is not None and wait.wake_at > self.run.services.clock.now():
+        if wait.wake_at is None or wait.wake_at > self.run.services.clock.now():
             return
         draft = self.run.recorder.draft
         if wait.kind == "timer":

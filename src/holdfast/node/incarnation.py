@@ -54,6 +54,9 @@ class Incarnation:
         self.idle = asyncio.Event()
         """Set while every branch waits for something parked."""
         self.effects: dict[str, tuple[str, str]] = {}
+        self.patches: dict[str, bytes] = {}
+        """Versions that this incarnation was told, by the patch's name (:mod:`holdfast.node.keep`)."""
+        self._parked_calls: set[int] = set()
         self._last = 0
         finished = [run.state.records[id_].finished for id_ in run.state.children.get("", {}).values()]
         self._unserved = sum(finished)
@@ -155,8 +158,13 @@ class Incarnation:
         task = asyncio.get_running_loop().create_task(self._guard(number, work))
         self.tasks[number] = task
         assert self.channel is not None
-        if len(self.tasks) >= HOLD_AT:
+        if len(self.tasks) - len(self._parked_calls) >= HOLD_AT:
             self.channel.hold(True)
+
+    def _listen(self) -> None:
+        # Parked calls do not count: a worker that is not read could never say that it is idle.
+        if len(self.tasks) - len(self._parked_calls) < HOLD_AT // 2 and self.channel is not None:
+            self.channel.hold(False)
 
     async def _guard(self, number: int, work: Coroutine[Any, Any, None]) -> None:
         run = self.run
@@ -177,8 +185,8 @@ class Incarnation:
             log.exception("call failed", run=run.state.run, call=number)
         finally:
             self.tasks.pop(number, None)
-            if len(self.tasks) < HOLD_AT // 2 and self.channel is not None:
-                self.channel.hold(False)
+            self._parked_calls.discard(number)
+            self._listen()
 
     def _refused(self, number: int, error: HoldfastError) -> None:
         """A call could not be made at all. Recorded like an outcome: the code may go another way because of it."""
@@ -231,6 +239,8 @@ class Incarnation:
     def _parked(self, id_: str) -> None:
         for number, place in self.places.items():
             if place.id == id_:
+                self._parked_calls.add(number)
+                self._listen()
                 self.send(wire.Parked(number))
                 return
 

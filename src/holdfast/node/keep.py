@@ -28,8 +28,32 @@ def on_sample(inc: Incarnation, message: wire.Sample) -> None:
     """Give a value that replay will see again."""
     if message.what not in ("now", "random", "uuid", "patch"):
         raise ProtocolError(f"{message.what!r} is nothing to sample")
-    name = f"patch:{message.name}" if message.what == "patch" else message.what
-    _sample(inc, message.id, message.scope, name, lambda: dump(_draw(inc, message)))
+    if message.what == "patch":
+        _patch(inc, message)
+    else:
+        _sample(inc, message.id, message.scope, message.what, lambda: dump(_draw(inc, message)))
+
+
+def _patch(inc: Incarnation, message: wire.Sample) -> None:
+    """The version that the run goes by, decided the first time that it is asked for.
+
+    A history that is older than the patch has no place for it: there the answer is 0, and takes none.
+    """
+    name = f"patch:{message.name}"
+    scope = inc.scopes.get(message.scope)
+    if scope is None:
+        raise ProtocolError(f"call {message.id} names scope {message.scope}, which is not open")
+    known = inc.patches.get(name)
+    if known is None:
+        id_ = inc.run.state.children.get(scope.path, {}).get(scope.place)
+        held = inc.run.state.records[id_].action.name if id_ else ""
+        if not id_ or held == name:
+            value = _sample(inc, message.id, message.scope, name, lambda: dump(message.highest))
+            inc.patches[name] = value
+            return
+        known = inc.patches[name] = b"0"
+    inc.claim(message.id)
+    inc.reply(message.id, known, replayed=True)
 
 
 def _draw(inc: Incarnation, message: wire.Sample) -> object:
@@ -37,7 +61,7 @@ def _draw(inc: Incarnation, message: wire.Sample) -> object:
         return inc.run.services.clock.now()
     if message.what == "random":
         return secrets.randbelow(1 << 53)
-    return str(uuid.uuid4()) if message.what == "uuid" else message.highest
+    return str(uuid.uuid4())
 
 
 @handles(wire.Balance)
@@ -46,15 +70,16 @@ def on_balance(inc: Incarnation, message: wire.Balance) -> None:
     _sample(inc, message.id, message.scope, "budget", lambda: dump(balance(inc.run)))
 
 
-def _sample(inc: Incarnation, number: int, scope: int, name: str, make: Any) -> None:
+def _sample(inc: Incarnation, number: int, scope: int, name: str, make: Any) -> bytes:
     sha = call_digest("sample", name, b"")
     place, record = inc.place(number, scope, "sample", name, sha)
     if record is not None and record.finished:
         inc.serve(number, record)
-        return
-    value = make()
+        return record.value or b"null"
+    value: bytes = make()
     _note(inc, place, name, sha, {"result": value})
     inc.reply(number, value)
+    return value
 
 
 def _note(inc: Incarnation, place: Place, name: str, sha: str, payloads: dict[str, bytes]) -> None:

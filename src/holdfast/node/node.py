@@ -194,7 +194,10 @@ class Node:
         await self.models.aclose()
         self._nudges.close()
         await self._aside(self._writer.close)
-        await self._aside(self._heads.close)
+        try:
+            await self._aside(self._heads.close)
+        except HoldfastError as error:
+            _head_failed(error)
         with contextlib.suppress(StoreError):
             await self._aside(self._side.unregister, self.lease.node)
         self._side_thread.shutdown()

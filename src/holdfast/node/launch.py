@@ -1,0 +1,56 @@
+"""Start a worker in its boundary: what it sees, what it may use, and the channel that is its identity."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from holdfast.journal.base import Header
+from holdfast.sandbox.base import Boundary, Channel, Label, Level, Limits, Mount, Spec
+from holdfast.sandbox.interpreter import interpreter_mounts, worker_argv
+
+CODE = Path("/code")
+"""Where a deployment's files stand inside."""
+
+
+async def launch(
+    level: Level, header: Header, home: Path, folder: Path, limits: Limits
+) -> tuple[Boundary, socket.socket]:
+    """Start a run's worker; gives its boundary and the node's end of the channel.
+
+    Raises:
+        IsolationError: the level cannot be had here.
+    """
+    outer, inner = socket.socketpair()
+    spec = Spec(
+        argv=worker_argv("holdfast.agent.worker"),
+        label=Label(tenant=header.tenant, agent=header.agent, workflow=header.workflow, run=header.stream),
+        home=home,
+        mounts=(*interpreter_mounts(), Mount(source=folder, target=CODE)),
+        env=_environment(header.stream),
+        channels=(Channel(variable="HOLDFAST_CHANNEL", inner=inner),),
+        limits=limits,
+    )
+    try:
+        return await level.start(spec), outer
+    except BaseException:
+        outer.close()
+        raise
+    finally:
+        inner.close()
+
+
+def root_inside(level: Level, folder: Path) -> str:
+    """Where the worker finds the code: plain processes have no view of their own."""
+    return str(folder) if level.name == "process" else str(CODE)
+
+
+def _environment(run: str) -> dict[str, str]:
+    return {
+        "HOLDFAST_RUN_ID": run,
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # The order of a set of strings must be the same in every incarnation, or replay takes another way.
+        "PYTHONHASHSEED": "0",
+    }
