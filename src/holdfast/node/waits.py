@@ -95,7 +95,8 @@ def on_wait_signal(inc: Incarnation, message: wire.WaitSignal) -> None:
 @handles(wire.Sleep)
 def on_sleep(inc: Incarnation, message: wire.Sleep) -> None:
     """Wait for a while."""
-    _wait(inc, message.id, message.scope, "timer", "sleep", dump(message.duration_us), max(1, message.duration_us))
+    after_us = message.duration_us or 1
+    _wait(inc, message.id, message.scope, "timer", "sleep", dump(message.duration_us), after_us)
 
 
 @handles(wire.Join)

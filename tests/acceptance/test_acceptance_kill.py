@@ -1,0 +1,243 @@
+"""A kill holds: from any process, beside a busy, stopped or missing node, over restarts, until it is lifted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from typing import Any
+
+import pytest
+
+from holdfast.sandbox import procs, registry
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed"),
+]
+
+AGENTS = """
+    import os
+    import time
+    from holdfast import agent, workflow
+
+    def hold(ctx):
+        if "quick" in ctx.input:
+            return "ran"
+        ctx.call(daemon)
+        ctx.call(wait)
+
+    def daemon():
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                while True:
+                    time.sleep(3600)
+            os._exit(0)
+        os.wait()
+        return "holding"
+
+    def wait():
+        time.sleep(3600)
+
+    @agent(name="victim")
+    class Victim:
+        @workflow
+        def main(self, ctx):
+            return hold(ctx)
+
+        @workflow
+        def other(self, ctx):
+            return hold(ctx)
+
+        @workflow
+        def asks(self, ctx):
+            ctx.approve("go on?")
+
+    @agent(name="bystander")
+    class Bystander:
+        @workflow
+        def main(self, ctx):
+            if "quick" in ctx.input:
+                return "ran"
+            ctx.call(daemon)
+            return ctx.wait_signal("go")
+
+        @workflow
+        def parent(self, ctx):
+            try:
+                ctx.spawn(Victim, workflow="asks").result()
+            except Exception as error:
+                return str(error)
+"""
+
+
+@pytest.fixture
+def place(lab: Any) -> Any:
+    lab.write("agents.py", AGENTS)
+    lab.settings("[node]\ngrace = '50ms'\n")
+    with lab.service() as service:
+        service.create_tenant("acme", "eu-west", principal=lab.person)
+    return lab
+
+
+def holds(lab: Any, run: str) -> registry.Entry:
+    """A run that holds its daemon: its step `wait` has begun. Gives its boundary."""
+    lab.reached(run, "intent", 2)
+    (entry,) = [entry for entry in registry.entries(lab.home) if entry.label.run == run]
+    return entry
+
+
+def inside(entry: registry.Entry) -> list[int]:
+    """Every process of a boundary, found by its pid namespace, whoever their parents are."""
+    assert entry.init is not None
+    try:
+        wanted = os.readlink(f"/proc/{entry.init.pid}/ns/pid")
+    except OSError:
+        return []
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{name}/ns/pid") == wanted:
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def alive(processes: list[procs.Process | None]) -> list[procs.Process]:
+    return [process for process in processes if process is not None and procs.alive(process)]
+
+
+QUICK = {"quick": True}
+SCOPES = ("run", "workflow", "tenant", "agent")
+NAMES = {"workflow": ["victim.other"], "agent": ["victim"], "tenant": ["acme"]}
+
+
+def test_every_scope_ends_its_runs_and_no_others(place: Any) -> None:
+    with place.serving():
+        runs = {
+            "run": place.submit("agents.py:Victim", workflow="main"),
+            "workflow": place.submit("agents.py:Victim", workflow="other"),
+            "agent": place.submit("agents.py:Victim", workflow="main"),
+            "tenant": place.submit("agents.py:Victim", workflow="main", tenant="acme"),
+            "neighbour": place.submit("agents.py:Bystander", workflow="main", tenant="acme"),
+            "bystander": place.submit("agents.py:Bystander", workflow="main"),
+        }
+        entries = {scope: holds(place, runs[scope]) for scope in SCOPES}
+        for name in ("neighbour", "bystander"):
+            place.until(lambda name=name: place.view(runs[name]).status == "suspended", f"the {name} waits")
+        left = dict(runs)
+        for scope in SCOPES:
+            run = left.pop(scope)
+            processes = [procs.identify(pid) for pid in inside(entries[scope])]
+            assert len(alive(processes)) >= 3
+            killed = place.json("kill", scope, *NAMES.get(scope, [run]), "--reason", f"stop the {scope}")
+            assert not alive(processes), "the command itself ends them, a daemon too"
+            assert killed["ended"] >= 1
+            view = place.ended(run, "killed")
+            assert (view.error_code, view.rule) == ("killed", f"kill:{killed['id']}")
+            assert f"stop the {scope}" in view.error
+            if scope == "tenant":
+                place.ended(left.pop("neighbour"), "killed")
+            assert {place.view(other).status for other in left.values()} <= {"running", "suspended"}
+            again: dict[str, Any] = {"workflow": "other" if scope == "workflow" else "main"}
+            if scope == "tenant":
+                again["tenant"] = "acme"
+            # Nothing new can be of a run that ended; every other scope refuses what is new.
+            wanted = "completed" if scope == "run" else "refused"
+            assert place.run("agents.py:Victim", QUICK, **again).status == wanted
+            if scope != "tenant":
+                assert place.run("agents.py:Bystander", QUICK, workflow="main").status == "completed"
+            with place.service() as service:
+                service.lift(killed["id"], principal=place.person)
+            assert place.run("agents.py:Victim", QUICK, **again).output == "ran"
+        fleet = place.json("kill", "fleet", "--reason", "all of it")
+        assert place.ended(runs["bystander"], "killed").rule == f"kill:{fleet['id']}"
+    place.verify()
+
+
+def test_a_refused_run_says_why_and_lifting_lets_it_start(place: Any) -> None:
+    killed = place.json("kill", "agent", "victim", "--reason", "wrong rates")
+    arguments = ("run", "agents.py:Victim", "--workflow", "main", "--input", '{"quick": true}')
+    refused = place.json(*arguments, status=6)
+    assert (refused["status"], refused["output"]) == ("refused", None)
+    assert "wrong rates" in refused["error"]
+    assert f"kill lift {killed['id']}" in refused["error"]
+    assert place.json("runs", "resume", refused["run_id"], status=6)["status"] == "refused"
+    (listed,) = place.json("kill", "list")["kills"]
+    assert (listed["id"], listed["scope"], listed["name"]) == (killed["id"], "agent", "victim")
+    place.json("kill", "lift", killed["id"])
+    assert place.json("kill", "list")["kills"] == []
+    assert place.json(*arguments)["output"] == "ran"
+    place.verify()
+
+
+def test_without_a_node_waiting_and_new_runs_are_killed_in_the_record(place: Any) -> None:
+    waits = place.run("agents.py:Victim", workflow="asks")
+    assert waits.status == "suspended"
+    begun = place.submit("agents.py:Victim", QUICK, workflow="main")
+    parent = place.run("agents.py:Bystander", workflow="parent")
+    assert parent.status == "suspended"
+    with place.service() as service:
+        killed = service.kill("agent", "victim", "no more", principal=place.person)
+        assert service.run(waits.run_id).status == service.run(begun).status == "killed"
+        assert service.approvals() == []
+    told = place.drive(parent.run_id)
+    assert told.status == "completed"
+    assert "killed" in told.output
+    assert "no more" in told.output
+    place.verify()
+    assert place.drive(waits.run_id).rule == f"kill:{killed.id}"
+
+
+def test_a_kill_outlives_restarts(place: Any) -> None:
+    with place.serving() as node:
+        run = place.submit("agents.py:Victim", workflow="main")
+        holds(place, run)
+        node.kill()
+        node.wait()
+    with place.service() as service:
+        service.kill("agent", "victim", "over restarts", principal=place.person)
+    with place.serving():
+        place.ended(run, "killed")
+        refused = place.submit("agents.py:Victim", QUICK, workflow="main")
+        assert place.view(refused).status == "refused"
+        other = place.submit("agents.py:Bystander", QUICK, workflow="main")
+        place.ended(other, "completed")
+    assert place.run("agents.py:Victim", QUICK, workflow="main").status == "refused"
+    place.verify()
+
+
+def test_beside_a_stopped_node(place: Any) -> None:
+    """The command ends the trees itself; a node that comes back records it, and nothing else lands."""
+    with place.serving() as node:
+        run = place.submit("agents.py:Victim", workflow="main")
+        entry = holds(place, run)
+        processes = [procs.identify(pid) for pid in inside(entry)]
+        os.kill(node.pid, signal.SIGSTOP)
+        try:
+            before = len(place.events(run))
+            killed = place.json("kill", "run", run, "--reason", "it hangs")
+            assert killed["ended"] == 1
+            assert not alive(processes)
+            assert len(place.events(run)) == before, "the stream is the node's, which does not answer"
+        finally:
+            os.kill(node.pid, signal.SIGCONT)
+        assert place.ended(run, "killed").rule == f"kill:{killed['id']}"
+        after = [event.kind for event in place.events(run)[before:]]
+        assert after[-1] == "run.killed"
+        assert not {"intent", "outcome", "run.started"} & set(after)
+    place.verify()
+
+
+def test_a_drill_kills_a_canary_of_its_own(place: Any) -> None:
+    with place.serving():
+        bystander = place.submit("agents.py:Bystander", workflow="main")
+        place.until(lambda: place.view(bystander).status == "suspended", "the bystander waits")
+        drill = place.json("kill", "drill")
+        assert drill["ms"] > 0
+        assert place.ended(drill["run_id"], "killed").agent == "holdfast-canary"
+        assert place.view(bystander).status == "suspended"
+        assert place.json("kill", "list")["kills"] == []
+    place.verify()
