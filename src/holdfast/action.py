@@ -47,12 +47,27 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The output limit that was asked for (LLM only)."""
     input_tokens: int = 0
     """The node's estimate of the input, an upper bound (LLM only)."""
+    host: str = ""
+    """Whom an HTTP request goes to, in lower case, with the port where it is not the scheme's own."""
+    method: str = ""
+    """Method of an HTTP request, in capitals."""
+    path: str = ""
+    """Path of an HTTP request, without its query; of a file action, the file."""
+    credential: str = ""
+    """Name of the secret that the node would add on the way out; empty: none."""
     witness: str = "node"
 
     @property
     def gate(self) -> str:
         """The gate that this action passes."""
         return "step" if self.kind == "decision" else self.kind
+
+    @property
+    def target(self) -> str:
+        """Whom or what it reaches: ``provider/model``, the host of a request, otherwise its name."""
+        if self.kind == "llm":
+            return f"{self.provider}/{self.model}"
+        return self.host if self.kind == "http" and self.host else self.name
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -87,6 +102,55 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     at: int = 0
     approved: bool = True
     reason: str = ""
+    digest: str = ""
+    """Digest of the action that was shown when the answer was given; empty: not recorded."""
+
+
+class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One earlier action, as far as temporal rules ask for it."""
+
+    gate: str
+    name: str
+    """As :attr:`Action.target`."""
+    at: int
+    """When its intent was recorded."""
+    state: str = "open"
+    """open (under way), ok, or failed."""
+    ended_at: int = 0
+    agent: str = ""
+    figures: Mapping[str, int | float] = {}
+    """Numbers that rules add up: named arguments, and ``$cost`` (nano-dollars) once it is known."""
+
+
+class Glass(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A broken glass: people who lifted rules for a while, and what they must still account for."""
+
+    id: str
+    reason: str
+    opened_at: int
+    until: int
+    """When it ends by itself."""
+    by: tuple[Grant, ...] = ()
+    """Who opened it."""
+    review_by: int = 0
+    """When the review is due; 0: none was set."""
+    reviewed_at: int = 0
+    """When the review was recorded; 0: not yet."""
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What came of an action: what the rules that look afterwards decide on."""
+
+    ok: bool = True
+    code: str = ""
+    """Code of the error, when it failed."""
+    value: Any = None
+    """What came back, before the agent sees it."""
+    cost: int | None = None
+    """Nano-dollars; None: not known."""
+    tokens: int | None = None
+    """Input and output together; None: not known."""
+    took_us: int = 0
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, tag="budget", tag_field="op"):
@@ -194,6 +258,24 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refusals: Mapping[str, Refusal] = {}
     """Reservations that did not fit, by key, when this action was last tried."""
     labels: tuple[str, ...] = ()
+    tags: Mapping[str, str] = {}
+    """What the run's cost is booked under, as given at its start: ``cost-centre``, ``project``, …"""
+    identity: str = ""
+    """How the agent's own identity was verified at the door: jwt, mtls, local; empty: it was not."""
+    claims: Mapping[str, Any] = {}
+    """The verified claims of that identity (``iss``, ``sub``, ``aud``, ``exp``, ``scope``, …)."""
+    on_behalf_of: str = ""
+    """The person for whom the agent acts, when that is not the principal itself."""
+    authority: tuple[str, ...] | None = None
+    """What the run may do, as ``gate:name`` patterns; None: nothing was said."""
+    user_authority: tuple[str, ...] | None = None
+    """What the person may do for whom the agent acts; None: not known."""
+    suspended: tuple[str, ...] = ()
+    """Those of ``principal``, ``on_behalf_of`` and the agent that are suspended."""
+    glasses: tuple[Glass, ...] = ()
+    """Broken glasses that concern this run: those in force, and those whose review is still open."""
+    history: Mapping[str, int | float] = {}
+    """Answers to what the bundle's temporal rules ask of the record, by the question's key."""
 
 
 class Outcome(enum.IntEnum):

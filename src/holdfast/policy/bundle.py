@@ -15,16 +15,19 @@ from typing import Any
 
 import msgspec
 
-from holdfast.action import GATES, Facts
+from holdfast.action import GATES, Action, Facts
 from holdfast.errors import PolicyFileError
 from holdfast.policy.categories.base import Rule, fits
 from holdfast.policy.conditions import Condition, ConditionError, Conditions, Scene
+from holdfast.policy.history import Question
 from holdfast.policy.model import Checked, clashes, one
 from holdfast.policy.model import load as load_policies
 from holdfast.policy.source import refuse
 from holdfast.values import dump, sha256
 
 FORMAT = 1
+PHASES = ("before", "during", "after")
+"""When a rule looks: ahead of the action, at what a stream has brought so far, at what came back."""
 _MAX_PLANS = 4096
 
 BUILTIN: tuple[Mapping[str, Any], ...] = (
@@ -49,7 +52,7 @@ bundle."""
 class Bundle:
     """Policies ready to decide. Immutable; what it remembers between calls only saves work."""
 
-    __slots__ = ("_bytes", "_gates", "_plans", "_scope", "conditions", "digest", "rules")
+    __slots__ = ("_bytes", "_phases", "_plans", "_scope", "conditions", "digest", "figures", "historic", "rules")
 
     def __init__(self, policies: Sequence[Checked], *, data: bytes | None = None) -> None:
         """Compile. ``data``: the bytes that the policies were read from, when they are a bundle's own.
@@ -68,23 +71,40 @@ class Bundle:
         """Every rule, those that are off too, by id."""
         self.conditions = Conditions([rule.when for rule in self.rules if isinstance(rule.when, Condition)])
         active = [rule for rule in self.rules if rule.mode != "off"]
-        self._gates = {gate: tuple(rule for rule in active if gate in rule.gates) for gate in GATES}
+        # What lifts rules is heard before the rules that it lifts; otherwise they come by id.
+        heard = sorted(active, key=lambda rule: not rule.category.first)
+        self._phases = {
+            (phase, gate): tuple(rule for rule in heard if gate in rule.gates and phase in rule.category.phases)
+            for phase in PHASES
+            for gate in GATES
+        }
+        asked = [question for rule in active for question in rule.asks]
+        self.historic = bool(asked)
+        """Whether any rule asks about the record."""
+        self.figures = frozenset(question.figure for question in asked if question.figure)
+        """What the record must keep of each action for rules to add up."""
         fields = sorted({field for rule in active for field in rule.scope})
         self._scope: Callable[[Facts], Any] | None = attrgetter(*fields) if fields else None
         self._plans: dict[Any, tuple[Rule, ...]] = {}
 
-    def plan(self, gate: str, facts: Facts) -> tuple[Rule, ...]:
-        """The rules at a gate whose scope fits, sorted by id."""
+    def plan(self, gate: str, facts: Facts, phase: str = "before") -> tuple[Rule, ...]:
+        """The rules at a gate that look in this phase and whose scope fits, sorted by id."""
         scope = self._scope
         if scope is None:
-            return self._gates[gate]
-        key = (gate, scope(facts))
+            return self._phases[phase, gate]
+        key = (phase, gate, scope(facts))
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = tuple(rule for rule in self._gates[gate] if not misfit(rule, facts))
+            plan = self._plans[key] = tuple(rule for rule in self._phases[phase, gate] if not misfit(rule, facts))
         return plan
+
+    def asks(self, action: Action, facts: Facts, phase: str = "before") -> tuple[Question, ...]:
+        """What the rules that apply want to know of the record: see :func:`holdfast.policy.history.recall`."""
+        if not self.historic or action.gate not in GATES:
+            return ()
+        return tuple(dict.fromkeys(question for rule in self.plan(action.gate, facts, phase) for question in rule.asks))
 
     def to_bytes(self) -> bytes:
         """Canonical bytes; ``digest`` is their SHA-256."""
@@ -147,6 +167,7 @@ def _compile(item: Checked) -> Rule:
     except ConditionError as error:
         raise PolicyFileError(f"{item.file}: {policy.id}: when: {error}") from None
     condition: Callable[[Scene], bool] | None = when
+    asks = (*item.category.asks(item.params), *(when.asked if when is not None else ()))
     return Rule(
         id=policy.id,
         category=item.category,
@@ -159,4 +180,5 @@ def _compile(item: Checked) -> Rule:
         source=policy.when or "",
         approval=policy.approval.spec() if policy.approval is not None else None,
         description=policy.description,
+        asks=asks,
     )

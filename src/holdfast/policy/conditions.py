@@ -21,18 +21,20 @@ from typing import Any
 import msgspec
 
 from holdfast.action import Action, Facts
+from holdfast.policy.history import Asked, Question, rewrite
 
 MAX_LENGTH = 4096
 """Characters of one expression, at most."""
 
 ACTION_FIELDS = (
     "kind", "gate", "name", "id", "args", "digest", "effect", "attempt", "model", "provider", "max_tokens",
-    "input_tokens", "witness",
+    "input_tokens", "witness", "target", "host", "method", "path", "credential",
 )  # fmt: skip
 FACTS_FIELDS = (
     "now", "tenant", "region", "agent", "workflow", "run", "session", "root", "depth", "principal", "auth", "roles",
     "isolation", "deployment", "started_at", "active_at", "counters", "price", "kill_generation", "approval_state",
-    "recent", "labels",
+    "recent", "labels", "tags", "identity", "claims", "on_behalf_of", "authority", "user_authority", "suspended",
+    "history",
 )  # fmt: skip
 COUNTERS = ("steps", "llm_calls", "tool_calls", "tokens", "cost")
 """Counters that are 0 until they count: a condition may name them from the first step on."""
@@ -43,6 +45,10 @@ _KEPT = {
         {"tenant", "region", "agent", "workflow", "principal", "auth", "roles", "isolation", "deployment", "labels"}
     ),
 }
+_CONVERTED = frozenset(
+    {"args", "effect", "roles", "recent", "labels", "counters", "price", "tags", "claims", "authority"}
+    | {"user_authority", "suspended", "history"}
+)
 _MAX_CONTEXTS = 256
 _MACROS = ("all", "exists", "exists_one", "map", "filter")
 FUNCTIONS = (
@@ -159,7 +165,7 @@ Getter = Callable[[Action, Facts], Any]
 class Condition:
     """One compiled expression."""
 
-    __slots__ = ("_fast", "_moving", "_program", "fields", "kept", "source")
+    __slots__ = ("_fast", "_moving", "_program", "_text", "asked", "fields", "kept", "source")
 
     def __init__(self, source: str) -> None:
         """Compile.
@@ -168,9 +174,10 @@ class Condition:
             ConditionError: it does not compile, or names something that there is not.
         """
         self.source = source
-        chains, presence = _checked(source)
+        self._text, self.asked = _historic(source)
+        chains, presence = _checked(self._text)
         engine = _engine()
-        self._program = _compiled(engine, source)
+        self._program = _compiled(engine, self._text)
         self.fields = _fields(chains)
         self.kept: dict[str, Getter] = {}
         self._moving: tuple[tuple[str, Getter], ...] = ()
@@ -189,9 +196,9 @@ class Condition:
                 self.kept[name] = _raw(*chain.names)
             else:
                 moving[name] = _getter(chain.names)
-            pieces += [self.source[at : chain.start], name]
+            pieces += [self._text[at : chain.start], name]
             at = chain.end
-        self._fast = _compiled(engine, "".join([*pieces, self.source[at:]]))
+        self._fast = _compiled(engine, "".join([*pieces, self._text[at:]]))
         self._moving = tuple(moving.items())
 
     def __call__(self, scene: Scene) -> bool:
@@ -304,6 +311,7 @@ def check(source: str) -> None:
     """
     condition = Condition(source)
     chains, _ = paths(source)
+    history = {question.key: 0 for question in condition.asked}
     # What arguments hold is not known here, so each kind of value is tried; only an answer of the wrong type is
     # an error.
     others: set[str] = set()
@@ -313,7 +321,7 @@ def check(source: str) -> None:
         for chain in chains:
             if chain.names[:2] == ("action", "args") and len(chain.names) > 2:
                 _fill(args, chain.names[2:], sample)
-        action, facts = Action(kind="step", name="probe", args=args), Facts(now=0)
+        action, facts = Action(kind="step", name="probe", args=args), Facts(now=0, history=history)
         try:
             condition(Conditions([condition]).bind(action, facts))
         except Unanswered as error:
@@ -325,11 +333,20 @@ def check(source: str) -> None:
         raise ConditionError(f"{sorted(others)[0]}; compare it with something, as in action.args.amount > 100")
 
 
+def _historic(source: str) -> tuple[str, tuple[Question, ...]]:
+    if len(source) > MAX_LENGTH:
+        raise ConditionError(f"the condition is longer than {MAX_LENGTH} characters; split it into several policies")
+    if "history" not in source:
+        return source, ()
+    try:
+        return rewrite(source, tokens(source))
+    except Asked as error:
+        raise ConditionError(str(error)) from None
+
+
 def _checked(source: str) -> tuple[list[Path], bool]:
     if not source.strip():
         raise ConditionError("the condition is empty; leave the key out to apply the rule always")
-    if len(source) > MAX_LENGTH:
-        raise ConditionError(f"the condition is longer than {MAX_LENGTH} characters; split it into several policies")
     chains, presence = paths(source)
     _names(source)
     for chain in chains:
@@ -402,7 +419,7 @@ def _getter(names: tuple[str, ...]) -> Getter:
         key = rest[0]
         return lambda action, facts: _scalar(action.args.get(key))
     if not rest:
-        convert = field in ("args", "roles", "recent", "labels", "counters", "price", "effect")
+        convert = field in _CONVERTED
         if of_action:
             return (lambda action, facts: _plain(getattr(action, field))) if convert else _raw(root, field)
         return (lambda action, facts: _plain(_read(facts, field))) if convert else _raw(root, field)

@@ -6,7 +6,7 @@ rule that had something to say is recorded; whatever cannot be decided denies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -15,9 +15,11 @@ from holdfast.action import (
     Action,
     ApprovalSpec,
     Budget,
+    Ended,
     Facts,
     Hit,
     Hold,
+    Once,
     Outcome,
     Rate,
     Release,
@@ -29,11 +31,13 @@ from holdfast.action import (
 from holdfast.policy.bundle import Bundle, misfit
 from holdfast.policy.categories import cost
 from holdfast.policy.categories.approvals import asked
-from holdfast.policy.categories.base import Breach, Finding, Granted, Rule, Spend
+from holdfast.policy.categories.base import Breach, Finding, Granted, Lift, Rule, Spend, fits_any
 from holdfast.policy.conditions import Scene, Unanswered
 from holdfast.policy.kills import standing
 from holdfast.policy.units import format_duration
 
+_COUNTED = frozenset({"blast_radius", "spawn_limit"})
+"""Categories whose budgets count something else than what a call costs: what was reserved is what was used."""
 _ANYONE = ApprovalSpec()
 _ALLOW, _DENY, _ASK = Outcome.ALLOW, Outcome.DENY, Outcome.REQUIRE_APPROVAL
 
@@ -73,6 +77,45 @@ def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
     return court.verdict()
 
 
+def decide_during(action: Action, text: str, facts: Facts, bundle: Bundle) -> Verdict:
+    """What may go on to the reader of a stream, given all the text that it has brought so far.
+
+    Pure, as :func:`decide`. An outcome above ``redact`` stops the stream. Nothing is reserved.
+    """
+    return _later(action, facts, bundle, "during", lambda rule: rule.category.during(action, text, facts, rule))
+
+
+def decide_after(action: Action, ended: Ended, facts: Facts, bundle: Bundle) -> Verdict:
+    """What may be handed on of what came back, with facts as they are after the action.
+
+    Pure, as :func:`decide`. An outcome above ``redact`` keeps the value from the agent; ``terminate`` ends the run. What
+    was done stays done: nothing is reserved, and people who are asked decide on handing on alone.
+    """
+    return _later(action, facts, bundle, "after", lambda rule: rule.category.after(action, ended, facts, rule))
+
+
+def _later(action: Action, facts: Facts, bundle: Bundle, phase: str, look: Callable[[Rule], Finding]) -> Verdict:
+    court = Court(action, facts, bundle.digest)
+    if action.gate not in GATES:
+        reason = f"there is no gate for actions of kind {action.gate[:40]!r}, so nothing can allow what came of it"
+        court.record("gate", "gate", _DENY, reason)
+        return court.verdict()
+    scene: Scene | None = None
+    for rule in bundle.plan(action.gate, facts, phase):
+        try:
+            if rule.when is not None:
+                scene = scene or bundle.conditions.bind(action, facts)
+                if not rule.when(scene):
+                    continue
+            finding = look(rule)
+            if finding is not None and type(finding) not in (Breach, Granted, Lift):
+                raise TypeError("nothing can be reserved any more")
+        except Exception as error:  # noqa: BLE001 - fail closed: what cannot be decided is denied
+            finding = failed(error)
+        court.hear(rule, finding)
+    return court.verdict()
+
+
 def consult(rule: Rule, action: Action, facts: Facts, scene: Scene | None) -> Finding:
     """What one rule says, if it applies; a rule that raises denies."""
     try:
@@ -86,8 +129,8 @@ def consult(rule: Rule, action: Action, facts: Facts, scene: Scene | None) -> Fi
 def failed(error: Exception) -> Breach:
     """The objection of a rule that raised. Says the type only: a message could hold what the action carries."""
     if isinstance(error, Unanswered):
-        return Breach(reason=f"its condition gave no answer: {error}", outcome=_DENY)
-    return Breach(reason=f"the rule failed ({type(error).__name__}), so it denies", outcome=_DENY)
+        return Breach(reason=f"its condition gave no answer: {error}", outcome=_DENY, failure=True)
+    return Breach(reason=f"the rule failed ({type(error).__name__}), so it denies", outcome=_DENY, failure=True)
 
 
 class Court:
@@ -99,6 +142,7 @@ class Court:
         "_bundle",
         "_facts",
         "_hits",
+        "_lifts",
         "_plain",
         "_retry_after",
         "_spends",
@@ -110,6 +154,7 @@ class Court:
         self._facts = facts
         self._bundle = bundle
         self._hits: list[Hit] = []
+        self._lifts: list[Lift] = []
         self._strongest: Hit | None = None
         self._plain: list[Reservation] = []
         self._spends: list[tuple[Rule, Spend]] = []
@@ -143,15 +188,28 @@ class Court:
             self._spends.append((rule, finding))  # type: ignore[arg-type]
         elif kind is Breach:
             self.object(rule, finding)  # type: ignore[arg-type]
+        elif kind is Lift:
+            self._lifted(rule, finding)  # type: ignore[arg-type]
         elif kind is Granted:
             self.record(rule.id, rule.category.name, _ALLOW, finding.reason, mode=rule.mode, facts=finding.facts)  # type: ignore[union-attr]
         elif finding is not None:
             self._reserve(rule, finding)  # type: ignore[arg-type]
 
+    def _lifted(self, rule: Rule, lift: Lift) -> None:
+        self.record(rule.id, rule.category.name, _ALLOW, lift.reason, mode=rule.mode, facts=lift.facts)
+        if rule.enforced:
+            self._lifts.append(lift)
+
     def object(self, rule: Rule, breach: Breach) -> None:
-        """A rule objects: its outcome counts unless people have approved, or it is in shadow."""
+        """A rule objects: its outcome counts unless people have approved, have lifted it, or it is in shadow."""
         outcome = breach.outcome if breach.outcome is not None else rule.on_breach
         reason, facts, approval = breach.reason, breach.facts, breach.approval
+        if self._lifts and not rule.category.first and not breach.failure:
+            for lift in self._lifts:
+                if fits_any(lift.rules, rule.id):
+                    reason = f"{reason}; {lift.reason}"
+                    self.record(rule.id, rule.category.name, _ALLOW, reason, mode=rule.mode, facts=facts)
+                    return
         if outcome is _ASK and approval is None:
             answer = asked(rule.approval or _ANYONE, self._facts)
             reason, facts = f"{reason}; {answer.reason}", {**facts, **answer.facts}
@@ -181,6 +239,8 @@ class Court:
             reason = f"more than {wanted.limit} in {format_duration(wanted.period_us)}"
         elif isinstance(wanted, Hold):
             reason = f"all {refusal.limit} places are taken ({refusal.used} held)"
+        elif isinstance(wanted, Once):
+            reason = f"{wanted.holder or 'this'} comes second: the key {wanted.key} is taken"
         else:
             reason = f"{wanted.key} does not fit: {refusal.used} of {refusal.limit} used"
         used = {"limit": refusal.limit, "used": refusal.used}
@@ -324,7 +384,8 @@ def settlements(
     result: list[Settlement] = []
     for item in reservations:
         if isinstance(item, Budget):
-            actual = tokens if item.key.startswith("budget_tokens/") else cost
+            kind = item.key.partition("/")[0]
+            actual = tokens if kind == "budget_tokens" else None if kind in _COUNTED else cost
             if not sent:
                 actual = 0
             elif actual is None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from holdfast.action import Action, Facts, Grant, Outcome, Price, Refusal, Verdict
+from holdfast.action import Action, Ended, Facts, Grant, Outcome, Price, Refusal, Verdict
 from holdfast.errors import PolicyFileError
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.categories import CATEGORIES
 from holdfast.policy.categories.base import Breach
-from holdfast.policy.decide import decide
+from holdfast.policy.decide import decide, decide_after, decide_during
 from holdfast.policy.model import one
 
 CENT = 10_000_000
@@ -35,10 +37,21 @@ class Case(msgspec.Struct, frozen=True):
     max_tokens: int = 0
     reason: str = ""
     """A part of the reason."""
+    text: str | None = None
+    """What a stream has brought: the case is about the phase ``during``."""
+    ended: dict[str, Any] | None = None
+    """What came back: the case is about the phase ``after``."""
 
     @property
     def verdict(self) -> Verdict:
-        return decide(self._action(), self._facts(), Bundle([one(self._policy())]))
+        return self.judged(Bundle([one(self._policy())]))
+
+    def judged(self, bundle: Bundle) -> Verdict:
+        if self.ended is not None:
+            return decide_after(self._action(), Ended(**self.ended), self._facts(), bundle)
+        if self.text is not None:
+            return decide_during(self._action(), self.text, self._facts(), bundle)
+        return decide(self._action(), self._facts(), bundle)
 
     def _policy(self) -> dict[str, Any]:
         return {"id": "rule", "category": self.category, "with": self.with_, **self.policy}
@@ -405,6 +418,13 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 """Another value of every parameter."""
 
+for path in sorted(Path(__file__).parent.glob("table_*.py")):
+    # Tables of further families: KINDS, OTHER, and CASES as plain dictionaries.
+    table = runpy.run_path(str(path))
+    KINDS |= table["KINDS"]
+    OTHER |= table["OTHER"]
+    CASES |= {name: tuple(Case(**case) for case in cases) for name, cases in table["CASES"].items()}
+
 FLAT = [pytest.param(case, id=f"{name}: {case.name}") for name, cases in CASES.items() for case in cases]
 
 
@@ -440,7 +460,8 @@ def test_every_category_has_cases_both_ways() -> None:
 def test_the_table_notices_a_rule_that_does_not_look(
     name: str, answer: Breach | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(CATEGORIES[name]), "before", lambda self, action, facts, rule: answer)
+    for phase in CATEGORIES[name].phases:
+        monkeypatch.setattr(type(CATEGORIES[name]), phase, lambda self, *_: answer)
     assert any(
         case.verdict.outcome.word != case.outcome or case.reason not in case.verdict.reason for case in CASES[name]
     )
@@ -460,7 +481,7 @@ def test_every_parameter_matters(name: str, key: str) -> None:
             bundle = Bundle([one({**case._policy(), "with": with_})])
         except PolicyFileError:  # this value does not go together with the case's others
             continue
-        verdicts.append((show(decide(case._action(), case._facts(), bundle)), show(case.verdict)))
+        verdicts.append((show(case.judged(bundle)), show(case.verdict)))
     assert any(other != usual for other, usual in verdicts)
 
 
@@ -468,10 +489,10 @@ def test_every_parameter_matters(name: str, key: str) -> None:
 def test_scope_condition_mode_and_gates_switch_a_rule(name: str) -> None:
     category = CATEGORIES[name]
     case = next(case for case in CASES[name] if case.outcome != "allow" or case.reserves)
-    base, action, facts = case._policy(), case._action(), case._facts()
+    base, action = case._policy(), case._action()
 
     def outcome(**changes: Any) -> tuple[Any, ...]:
-        verdict = decide(action, facts, Bundle([one({**base, **changes})]))
+        verdict = case.judged(Bundle([one({**base, **changes})]))
         return verdict.outcome, verdict.reservations
 
     silent = (Outcome.ALLOW, ())

@@ -2,14 +2,12 @@
 
 A category decides from an action and facts alone. ``before`` runs ahead of the action and answers with nothing (no
 objection), a :class:`Breach`, reservations, or a :class:`Spend` (an amount that depends on the output limit of an LLM
-call). A category that also looks at what comes back names further phases in ``phases`` and has a method of that name.
+call). ``phases`` names when a category looks: ``before``, ``during`` (at what a stream has brought so far), ``after`` (at
+what came back). A method of that name answers; later phases cannot reserve anything.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import functools
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
@@ -17,7 +15,11 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
-from holdfast.action import Action, ApprovalSpec, Facts, Outcome, Reservation
+from holdfast.action import Action, ApprovalSpec, Ended, Facts, Outcome, Reservation
+from holdfast.policy.history import Question
+from holdfast.policy.patterns import fits as fits
+from holdfast.policy.patterns import fits_any as fits_any
+from holdfast.policy.patterns import is_pattern as is_pattern
 from holdfast.policy.units import DURATION_PATTERN, format_duration, format_usd, parse_duration, parse_usd
 
 Usd = Annotated[
@@ -84,6 +86,8 @@ class Breach(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     outcome: Outcome | None = None
     retry_after_us: int = 0
     approval: ApprovalSpec | None = None
+    failure: bool = False
+    """The rule could not be decided: nobody can lift that."""
 
 
 class Granted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -107,7 +111,16 @@ class Spend(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Shows an amount in the reason."""
 
 
-Finding = None | Breach | Granted | Spend | Reservation
+class Lift(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """People have lifted rules for a while: what those object to is recorded and allowed."""
+
+    rules: tuple[str, ...]
+    """Ids or patterns of the rules that are lifted."""
+    reason: str
+    facts: Mapping[str, Any] = {}
+
+
+Finding = None | Breach | Granted | Lift | Spend | Reservation
 
 
 class Rule(msgspec.Struct, kw_only=True, eq=False):
@@ -126,6 +139,8 @@ class Rule(msgspec.Struct, kw_only=True, eq=False):
     approval: ApprovalSpec | None = None
     """How people are asked when ``on_breach`` is require_approval."""
     description: str = ""
+    asks: tuple[Question, ...] = ()
+    """What it and its condition need to know of the record."""
 
     @property
     def enforced(self) -> bool:
@@ -148,12 +163,31 @@ class Category(ABC):
     verdicts: ClassVar[tuple[Outcome, ...]]
     """What ``on_breach`` may be; the first is the default."""
     phases: ClassVar[frozenset[str]] = frozenset({"before"})
+    first: ClassVar[bool] = False
+    """Whether it is heard before the others, because it changes what they lead to."""
     example: ClassVar[str]
     """A policy as it stands in a file's list."""
+    controls: ClassVar[tuple[str, ...]] = ()
+    """Controls of regimes that its record is evidence for, as ``regime:id``."""
+    tighter: ClassVar[Mapping[str, str]] = {}
+    """How a parameter gets stricter: ``lower``, ``higher``, ``subset``, ``superset``, or ``true``. What is not named
+    can only be compared for being equal."""
 
     @abstractmethod
     def before(self, action: Action, facts: Facts, rule: Rule) -> Finding:
         """What the rule says ahead of the action. Pure; may raise, which denies."""
+
+    def during(self, action: Action, text: str, facts: Facts, rule: Rule) -> Finding:
+        """What the rule says of all that a stream has brought so far. Pure; may raise, which denies."""
+        return None
+
+    def after(self, action: Action, ended: Ended, facts: Facts, rule: Rule) -> Finding:
+        """What the rule says of what came back, before the agent sees it. Pure; may raise, which denies."""
+        return None
+
+    def asks(self, params: Any) -> tuple[Question, ...]:
+        """What it needs to know of the record: the answers are ``facts.history``, by each question's key."""
+        return ()
 
     def deadline(self, facts: Facts, rule: Rule) -> int | None:
         """When (microseconds) the rule will object although no action is taken; None: never."""
@@ -180,23 +214,3 @@ def safe(name: str) -> str:
     if "/" in name or "%" in name:
         return name.replace("%", "%25").replace("/", "%2F")
     return name
-
-
-@functools.lru_cache(maxsize=4096)
-def _pattern(pattern: str) -> Callable[[str], re.Match[str] | None]:
-    return re.compile(fnmatch.translate(pattern)).match
-
-
-def is_pattern(text: str) -> bool:
-    """Whether the text has wildcards."""
-    return any(mark in text for mark in "*?[")
-
-
-def fits(pattern: str, name: str) -> bool:
-    """Whether a name is the one given, or matches its wildcards."""
-    return pattern == name or (is_pattern(pattern) and _pattern(pattern)(name) is not None)
-
-
-def fits_any(patterns: tuple[str, ...], name: str) -> bool:
-    """Whether a name fits one of the patterns."""
-    return any(fits(pattern, name) for pattern in patterns)
