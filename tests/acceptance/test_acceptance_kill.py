@@ -241,3 +241,135 @@ def test_a_drill_kills_a_canary_of_its_own(place: Any) -> None:
         assert place.view(bystander).status == "suspended"
         assert place.json("kill", "list")["kills"] == []
     place.verify()
+
+
+BANK = """
+    import os
+    from pathlib import Path
+
+    BOOKS = Path(__file__).with_name("books.log")
+
+    def write(*words):
+        descriptor = os.open(BOOKS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(descriptor, (" ".join(map(str, words)) + "\\n").encode())
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def book(amount, idempotency_key):
+        write("book", amount, idempotency_key)
+        return {"entry": amount * 10}
+
+    def unbook(amount, result, idempotency_key):
+        write("unbook", amount, result["entry"], idempotency_key)
+"""
+BOOKER = """
+    from holdfast import agent, tool, workflow
+
+    @agent(name="booker")
+    class Booker:
+        @workflow
+        def main(self, ctx):
+            for amount in (1, 2, 3):
+                ctx.tool("book", amount=amount)
+            ctx.call(self.reserve, 7)
+            ctx.tool("book", amount=4)
+            return ctx.wait_signal("go")
+
+        @tool(effect="compensable", undo="release")
+        def reserve(self, seats):
+            return seats
+
+        def release(self, seats):
+            raise AssertionError("the kill has ended this code")
+"""
+BOOKING = """
+    [node]
+    grace = "50ms"
+    [connectors.book]
+    call = "bank.py:book"
+    effect = "compensable"
+    undo = "unbook"
+    [connectors.unbook]
+    call = "bank.py:unbook"
+    effect = "idempotent"
+"""
+UNDONE = ["unbook 4 40", "unbook 3 30", "unbook 2 20", "unbook 1 10"]
+
+
+@pytest.fixture
+def booking(lab: Any) -> Any:
+    lab.write("bank.py", BANK)
+    lab.write("booker.py", BOOKER)
+    lab.settings(BOOKING)
+    return lab
+
+
+def undos(lab: Any) -> list[list[str]]:
+    lines = (lab.folder / "books.log").read_text().splitlines()
+    return [line.split() for line in lines if line.startswith("unbook")]
+
+
+def undone(lab: Any, run: str, killed: str) -> None:
+    """Each connector's effect was undone once, latest first, under a key of its own; the author's tool was not."""
+    made = undos(lab)
+    assert [" ".join(words[:3]) for words in made] == UNDONE
+    assert len({words[3] for words in made}) == 4
+    (end,) = lab.events(run, "run.killed")
+    assert end.data["compensate"] == killed
+    assert end.data["undone"] == ["book.4", "book.3", "book.2", "book.1"]
+    ((left),) = end.data["left"]
+    assert left["id"] == "reserve.1"
+    assert "agent's own code" in left["why"]
+    keys = {e.data["key"] for e in lab.events(run, "intent") if e.data["action"]["name"] == "unbook"}
+    assert keys == {words[3] for words in made}
+    lab.verify()
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_kill_that_compensates_undoes_what_connectors_did(booking: Any, served: bool) -> None:
+    def kill(run: str) -> None:
+        killed = booking.json("kill", "agent", "booker", "--reason", "wrong rates", "--compensate")
+        assert booking.ended(run, "killed").rule == f"kill:{killed['id']}"
+        undone(booking, run, killed["id"])
+        with booking.service() as service:
+            service.kill("run", run, "twice", principal=booking.person, compensate=True)
+        undone(booking, run, killed["id"])
+
+    if served:
+        with booking.serving():
+            run = booking.submit("booker.py:Booker")
+            booking.until(lambda: booking.view(run).status == "suspended", "it waits")
+            kill(run)
+    else:
+        kill(booking.run("booker.py:Booker").run_id)
+
+
+def test_a_node_that_dies_while_it_undoes_is_followed_by_one_that_goes_on(booking: Any) -> None:
+    run = booking.run("booker.py:Booker").run_id
+    with booking.serving(["-m", "holdfast.testing.halt", str(booking.home), "KILL", "intent", "unbook", "2"]) as node:
+        killed = booking.json("kill", "run", run, "--reason", "wrong rates", "--compensate")
+        node.wait(90)
+    assert booking.view(run).status == "running"
+    assert [" ".join(words[:3]) for words in undos(booking)] == UNDONE[:1]
+    with booking.service() as service:
+        service.lift(killed["id"], principal=booking.person)
+    # The kill is lifted, and still it has ended this run: what it began is brought to its end.
+    assert booking.drive(run).status == "killed"
+    undone(booking, run, killed["id"])
+
+
+def test_an_undo_that_a_policy_refuses_is_left_and_said(booking: Any) -> None:
+    policies = """
+    - id: no-undo
+      category: tool_allowlist
+      with: {deny: [unbook]}
+    """
+    run = booking.run("booker.py:Booker", policies=policies).run_id
+    with booking.service() as service:
+        service.kill("run", run, "wrong rates", principal=booking.person, compensate=True)
+    (end,) = booking.events(run, "run.killed")
+    assert end.data["undone"] == []
+    assert [left["id"] for left in end.data["left"]] == ["book.4", "reserve.1", "book.3", "book.2", "book.1"]
+    assert end.data["left"][0]["why"] == "tool unbook is on the list of denied tools"
+    assert undos(booking) == []
+    booking.verify()
