@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "holdfast"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"settings_kinds"}),
-    frozenset({"action", "values", "config", "clock"}),
+    frozenset({"action", "values", "config", "clock", "log"}),
     frozenset({"sandbox", "wire"}),
     frozenset({"agent", "journal"}),
     frozenset({"policy"}),

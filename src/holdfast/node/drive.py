@@ -7,7 +7,6 @@ import contextlib
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 
 from holdfast import wire
 from holdfast.action import Action, Effect, Outcome, Settlement
@@ -16,6 +15,7 @@ from holdfast.gate import Control, Fenced
 from holdfast.journal.base import Patch, Store, StreamState
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import fold
+from holdfast.log import Log
 from holdfast.node import children, compensate, deadlines, keep, models, steps, tools, waits
 from holdfast.node.anew import begin_anew
 from holdfast.node.channel import Channel
@@ -44,7 +44,7 @@ MAX_LOSSES = 3
 _ENDS = frozenset({Kind.RUN_KILLED, Kind.RUN_TERMINATED, Kind.RUN_DENIED, Kind.RUN_FAILED, Kind.RUN_COMPLETED})
 
 T = TypeVar("T")
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 
 class Driver:
@@ -103,6 +103,10 @@ class Driver:
                 self.boundary.kill()
             message = f"{kill.scope} {kill.name} was killed: {kill.reason}".replace("  ", " ")
             self.run.end(Stop(Kind.RUN_KILLED, code="killed", message=message, rule=f"kill:{kill.id}"))
+
+    def fence(self) -> None:
+        """This node may no longer drive the run: nothing more of it leaves or lands here."""
+        self._on_failure(Fenced("this node lost its lease; another one may drive the run"))
 
     async def drive(self) -> str:
         """Drive until the run ends, waits, or this node may no longer; gives the run's status.

@@ -10,20 +10,19 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import structlog
-
 from holdfast import wire
 from holdfast.action import Action
 from holdfast.errors import DeniedError, DivergenceError, HoldfastError, ProtocolError, StepError, StoreError
 from holdfast.gate import Fenced, Passage
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
+from holdfast.log import Log
 from holdfast.node.channel import Channel
 from holdfast.node.run import Place, Run, Stop
 from holdfast.node.scope import Scope, clean
 from holdfast.values import digest
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 HOLD_AT = 512
 """Open calls above which the worker is not listened to until some are answered."""
 MAX_LOG = 16 << 10

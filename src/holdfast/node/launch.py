@@ -8,6 +8,7 @@ from pathlib import Path
 from holdfast.journal.base import Header
 from holdfast.sandbox.base import Boundary, Channel, Label, Level, Limits, Mount, Spec
 from holdfast.sandbox.interpreter import interpreter_mounts, worker_argv
+from holdfast.sandbox.levels import IN_PLACE
 
 CODE = Path("/code")
 """Where a deployment's files stand inside."""
@@ -41,8 +42,8 @@ async def launch(
 
 
 def root_inside(level: Level, folder: Path) -> str:
-    """Where the worker finds the code: plain processes have no view of their own."""
-    return str(folder) if level.name == "process" else str(CODE)
+    """Where the worker finds the code: some levels have no view of their own."""
+    return str(folder) if level.name in IN_PLACE else str(CODE)
 
 
 def _environment(run: str) -> dict[str, str]:

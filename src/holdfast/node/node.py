@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from holdfast.audit import keys
 from holdfast.audit.heads import HeadKeeper
 from holdfast.clock import Clock, SystemClock
@@ -24,6 +22,7 @@ from holdfast.journal.open import open_store
 from holdfast.journal.writer import Writer
 from holdfast.llm.http import Timing
 from holdfast.llm.router import LLM
+from holdfast.log import Log
 from holdfast.node import lease as leases
 from holdfast.node.connectors import ConnectorPool
 from holdfast.node.dispatch.local import Nudges, nudge
@@ -43,7 +42,7 @@ RETRY = 1.0
 FOREGROUND_GRACE = 0.1
 """Seconds that a waiting run's process is kept where no one else serves it."""
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 AuthorLog = Callable[[Header, str, str], None]
 
 
@@ -210,9 +209,12 @@ class Node:
 
     async def _renew(self) -> None:
         if not await self._aside(self.lease.renew, self._side):
-            # Another node took over what this one drove; start again under a new name of no streams.
-            for boundary in self._boundaries():
-                boundary.kill()
+            # Another node took over what this one drove. All of that ends before there is a lease again: a call that was
+            # decided under the old one must not find a new one to leave by.
+            for driver in list(self._drivers.values()):
+                driver.fence()
+            if self._tasks:
+                await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             await self._aside(self.lease.register, self._side)
 
     # dispatch
