@@ -173,7 +173,7 @@ async def attack(level: str, world: Path, facts: dict[str, Any]) -> dict[str, st
     from holdfast.sandbox.interpreter import interpreter_mounts
 
     code = world / "code"
-    seen = "/code" if level != "process" else str(code)
+    seen = str(code) if level in levels.IN_PLACE else "/code"
     (code / f"facts-{level}.json").write_text(json.dumps(facts | {"code": seen}))
     outer, inner = socket.socketpair()
     outer.setblocking(False)

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from holdfast.sandbox import syscalls
+from holdfast.sandbox import confine, syscalls
 
 HERE = Path(__file__).parent
 RUNNER = HERE / "escape_runner.py"
 ABSENT = ("ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ENOENT", "ENODEV", "ENXIO")
 """How a kernel or machine says that it does not have what is attacked."""
+LEVELS = ("namespace", *(["landlock"] if confine.abi() else []))
+"""Levels that can be had here, besides ``process``, which is the twin that leaks."""
 WITHHELD = ("EPERM", "EACCES")
 """How a container says that its own walls are closer than ours."""
 
@@ -61,7 +63,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--mount-proc"),
-            *(sys.executable, str(RUNNER), str(world), "process", "namespace"),
+            *(sys.executable, str(RUNNER), str(world), "process", *LEVELS),
         ],
         env=_environment(),
         capture_output=True,
@@ -92,6 +94,19 @@ def test_open_where_there_is_no_boundary(results: dict[str, Any], name: str) -> 
     if why in WITHHELD and not _all_capabilities():
         pytest.skip(f"this container withholds it from the node too: {why}")
     assert answer == "open"
+
+
+@pytest.mark.parametrize("level", ["process", "landlock"])
+def test_what_is_open_is_what_is_said_to_be(results: dict[str, Any], level: str) -> None:
+    if level not in results:
+        pytest.skip("this kernel has no Landlock, or it is closed here")
+    lines = (HERE / f"open_at_{level}.txt").read_text().splitlines()
+    expected = {line for line in lines if line and not line.startswith("#")}
+    found = {name: answer for name, answer in results[level].items() if name != "exhaust"}
+    is_open = {name for name, answer in found.items() if answer == "open"}
+    assert is_open <= expected
+    allowed = ABSENT if _all_capabilities() else ABSENT + WITHHELD
+    assert all(found[name].partition(" ")[2] in allowed for name in expected - is_open)
 
 
 def _all_capabilities() -> bool:

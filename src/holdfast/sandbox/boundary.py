@@ -101,7 +101,7 @@ class Started:
             return ()
         if self._entry.init is not None:
             return tuple(procs.tree(self._entry.init.pid)) if procs.alive(self._entry.init) else ()
-        if self._entry.level == "process":
+        if self._entry.level in registry.PLAIN:
             return tuple(procs.tree(self.pid)) if procs.alive(self._entry.outer) else ()
         return ()
 
@@ -146,7 +146,7 @@ class Started:
             self._ended.set_result(self._exit(self._status))
 
     def _exit(self, status: int) -> Exit:
-        if 128 < status <= 128 + signal.NSIG and self._entry.level != "process":
+        if 128 < status <= 128 + signal.NSIG and self._entry.level not in registry.PLAIN:
             status = 128 - status  # bubblewrap reports a signal as shells do
         if self._asked is not None:
             return Exit(reason=self._asked, status=-_SIGKILL)

@@ -28,7 +28,7 @@ UNSHARE = (
 )
 LIFETIME = ("--die-with-parent", "--new-session")
 _MERGED = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_ETC = (
+ETC = (
     "/etc/ld.so.cache",
     "/etc/alternatives",
     "/etc/ssl/certs",
@@ -109,7 +109,7 @@ def system() -> tuple[str, ...]:
             out += ["--symlink", os.readlink(path), path]
         elif os.path.isdir(path):
             out += ["--ro-bind", path, path]
-    for path in _ETC:
+    for path in ETC:
         if os.path.exists(path):
             out += ["--ro-bind", os.path.realpath(path), path]
     return tuple(out)

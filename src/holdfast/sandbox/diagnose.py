@@ -18,7 +18,7 @@ from holdfast.errors import IsolationError
 from holdfast.sandbox.base import Availability, Label, Limits, Reason, Spec
 
 if TYPE_CHECKING:
-    from holdfast.sandbox.namespace import NamespaceLevel
+    from holdfast.sandbox.base import Level
 
 MINIMUM = (0, 8)
 """First version of bubblewrap with ``--disable-userns`` and ``--size``."""
@@ -44,7 +44,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Weaker(Exception):
-    """The full form is withheld here, a weaker one may be had: ``what`` is ``proc`` or ``userns``."""
+    """The full form is withheld here, a weaker one may be had: ``what`` is ``proc``, ``userns`` or ``mounts``."""
 
     def __init__(self, what: str, said: str) -> None:
         super().__init__(said)
@@ -114,7 +114,7 @@ def explain(said: str, sysctl: Path = Path("/proc/sys")) -> str:
     return f"bubblewrap did not start the program: {said or 'it said nothing'}; run: holdfast sandbox probe"
 
 
-async def probe(level: NamespaceLevel) -> Availability:
+async def probe(level: Level) -> Availability:
     """Boot ``/bin/true`` at this level."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="holdfast-probe-") as folder:

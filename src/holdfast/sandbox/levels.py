@@ -9,8 +9,10 @@ from holdfast.sandbox.base import Level
 NAMES = ("process", "landlock", "namespace", "container", "gvisor", "microvm")
 """Every level, weakest first."""
 DEFAULT = "namespace"
-AVAILABLE = ("process", "namespace")
+AVAILABLE = ("process", "landlock", "namespace")
 """Levels that this version has."""
+IN_PLACE = ("process", "landlock")
+"""Levels without mounts: a mount is where its source is."""
 
 
 def level(name: str = DEFAULT, *, uid_range: tuple[int, int] | None = None) -> Level:
@@ -30,6 +32,10 @@ def level(name: str = DEFAULT, *, uid_range: tuple[int, int] | None = None) -> L
         from holdfast.sandbox.process import ProcessLevel
 
         return ProcessLevel()
+    if name == "landlock":
+        from holdfast.sandbox.landlock import LandlockLevel
+
+        return LandlockLevel(uid_range or uids.DEFAULT_RANGE)
     if name in NAMES:
         raise IsolationError(
             f"isolation level {name} is not in this version of Holdfast; "

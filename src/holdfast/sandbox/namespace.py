@@ -104,7 +104,7 @@ class NamespaceLevel:
                     env=spec.env | {channel.variable: str(channel.inner.fileno()) for channel in spec.channels},
                     limits=spec.limits,
                     **dict(zip(("passwd", "group", "hosts"), map(fds.memory, bwrap.people(uid, gid)), strict=True)),
-                    seccomp=tuple(map(fds.memory, seccomp.programs(spec.home / "cache"))),
+                    seccomp=tuple(map(fds.memory, seccomp.programs(spec.home / "cache")[:2])),
                     info=fds.keep(gate.info),
                     fresh_proc=self._fresh_proc,
                     disable_userns=self._disable_userns,
@@ -136,7 +136,7 @@ class NamespaceLevel:
             )
             failed.pop_all()
             try:
-                _register(spec.home, entry)
+                registry.register(spec.home, entry)
                 await self._open(gate, boundary, spec, entry)
             except BaseException:
                 await boundary.close()
@@ -158,7 +158,7 @@ class NamespaceLevel:
                     )
                 entry = msgspec.structs.replace(entry, init=init)
                 boundary.adopt_init(fd, entry)
-                _register(spec.home, entry)
+                registry.register(spec.home, entry)
                 # Init binds itself to its parent's life before it takes the filter: until then a node that died
                 # would leave the boundary running.
                 while not _filtered(child):  # noqa: ASYNC110 - no event tells of it
@@ -251,13 +251,6 @@ def _gate_script(limits: Limits, held: Held) -> str:
         sets.append(f"{{ ulimit -u {limits.pids} || ulimit -p {limits.pids}; }}")
     lines = [f"{line} 2>/dev/null || :" for line in sets]
     return "; ".join([*lines, 'echo >&0; read -r go && exec "$@" </dev/null 2>&1'])
-
-
-def _register(home: Path, entry: registry.Entry) -> None:
-    try:
-        registry.write(home, entry)
-    except OSError as error:
-        raise IsolationError(f"the boundary cannot be registered in {home}: {error.strerror}") from None
 
 
 def _filtered(pid: int) -> bool:

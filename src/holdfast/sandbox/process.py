@@ -23,8 +23,6 @@ from holdfast.sandbox.base import Availability, Held, Limits, Spec
 from holdfast.sandbox.boundary import Started
 from holdfast.sandbox.cgroup import Cgroups, Group
 
-WORKSPACES = "workspaces"
-"""Below Holdfast's home: one folder for each boundary, removed with it."""
 NOTES = (
     "level process is no boundary: the program sees the host's files and network as the node's own user",
     "a process that leaves the group and drops its environment is found only through a cgroup",
@@ -68,7 +66,7 @@ class ProcessLevel:
             raise IsolationError("a boundary needs a program to run: argv is empty")
         id = secrets.token_hex(8)
         with contextlib.ExitStack() as failed:
-            workspace = spec.home / WORKSPACES / id
+            workspace = spec.home / registry.WORKSPACES / id
             _make_private(workspace)
             failed.callback(shutil.rmtree, workspace, ignore_errors=True)
             if self._cgroups is None:

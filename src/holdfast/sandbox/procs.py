@@ -129,16 +129,23 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def uids_of(pid: int | str) -> set[int]:
+    """Uids (real, effective, saved, file system) of a process; none when it is gone.
+
+    The owner of ``/proc/PID`` would not do: a process can make that root.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return set()
+    at = status.find(b"\nUid:")
+    return set(map(int, status[at + 5 : status.find(b"\n", at + 1)].split()))
+
+
 def used_uids() -> set[int]:
-    """Every uid (real, effective, saved, file system) that some process runs as. Reads all of ``/proc``."""
+    """Every uid that some process runs as. Reads all of ``/proc``."""
     found: set[int] = set()
     for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            status = Path(f"/proc/{name}/status").read_bytes()
-        except OSError:
-            continue
-        at = status.find(b"\nUid:")
-        found.update(map(int, status[at + 5 : status.find(b"\n", at + 1)].split()))
+        if name.isdigit():
+            found |= uids_of(name)
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from holdfast.errors import IsolationError
 from holdfast.sandbox import cgroup, procs, uids
 from holdfast.sandbox.base import Label
 from holdfast.sandbox.procs import Process
@@ -24,8 +25,12 @@ FOLDER = "boundaries"
 MARKER = "HOLDFAST_BOUNDARY"
 """Variable that names the boundary to whoever must find its processes while, or where, no namespace holds them: in the
 launching programs' environment, and at level ``process`` in the program's own."""
-
-
+WORKSPACES = "workspaces"
+"""Below Holdfast's home: one folder for each boundary without a file system of its own, removed with it."""
+HOST_WORKSPACES = Path("/var/lib/holdfast/workspaces")
+"""The same for boundaries with a uid of their own, which cannot reach into a home."""
+PLAIN = ("process", "landlock")
+"""Levels without a pid namespace: the program is the outer process, and what it started is looked for."""
 LINGER_SECONDS = 0.05
 """How long the outer process may take to notice that its namespace is gone, before it is ended too."""
 
@@ -46,6 +51,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     cgroups: tuple[str, ...] = ()
     workspace: str = ""
     """Folder on the host to remove afterwards; empty when there is none."""
+    uid: int = 0
+    """Uid that belongs to this boundary alone; 0 when it has none."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +82,18 @@ def write(home: Path, entry: Entry) -> Path:
         partial.write_bytes(data)
     partial.replace(path)
     return path
+
+
+def register(home: Path, entry: Entry) -> None:
+    """Put an entry on disk for a start.
+
+    Raises:
+        IsolationError: it cannot be written; nobody could end what is not known.
+    """
+    try:
+        write(home, entry)
+    except OSError as error:
+        raise IsolationError(f"the boundary cannot be registered in {home}: {error.strerror}") from None
 
 
 def forget(home: Path, id: str) -> None:
@@ -158,7 +177,7 @@ class _Target:
 
     def strike(self) -> None:
         """SIGKILL to all of it; does not wait."""
-        if self.entry.level == "process":
+        if self.entry.level in PLAIN:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if self.outer is not None:
                     os.killpg(self.entry.outer.pid, signal.SIGKILL)
@@ -220,14 +239,15 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
 
 
 def stragglers(entry: Entry) -> list[int]:
-    """Pidfds of what belongs to a boundary by its cgroup, its tree, and its mark. Reads all of ``/proc``."""
+    """Pidfds of what belongs to a boundary by its cgroup, its tree, its uid, and its mark. Reads all of ``/proc``."""
     mark = f"{MARKER}={entry.id}".encode()
     pids = dict.fromkeys(cgroup.members(tuple(map(Path, entry.cgroups))))
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+            own = entry.uid and entry.uid in procs.uids_of(name)
+            if own or mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
                 pids[int(name)] = None
     if procs.alive(entry.outer):
         pids.update(dict.fromkeys(procs.tree(entry.outer.pid)))
@@ -254,8 +274,8 @@ def end_stragglers(entry: Entry) -> None:
 
 
 def _remove_tree(home: Path, path: Path) -> None:
-    """Remove a workspace, which is one folder directly below ``home/workspaces``; anything else is left alone."""
+    """Remove a workspace, which is one folder directly below where they are made; anything else is left alone."""
     import shutil
 
-    if path.parent == home / "workspaces" and not path.is_symlink():
+    if path.parent in (home / WORKSPACES, HOST_WORKSPACES) and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

@@ -22,10 +22,11 @@ from typing import Any
 
 from holdfast.errors import IsolationError
 from holdfast.sandbox import syscalls
-from holdfast.sandbox.syscalls import ALLOWED, DENIED
+from holdfast.sandbox.syscalls import ALLOWED, DENIED, SHARED
 
-Programs = tuple[bytes, bytes]
-"""``struct sock_filter`` arrays: what is allowed, and what is denied of it."""
+Programs = tuple[bytes, bytes, bytes]
+"""``struct sock_filter`` arrays: what is allowed, what is denied of it, and what is denied where network and IPC are
+the host's. A level with namespaces of its own takes the first two."""
 
 ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64"}
 """``uname -m`` to libseccomp's name."""
@@ -86,7 +87,7 @@ def compile_for(machine: str) -> Programs:
         import pyseccomp as lib
     except (ImportError, RuntimeError, OSError) as error:
         raise IsolationError(f"libseccomp cannot be loaded ({error}); install it: apt install libseccomp2") from None
-    return _Allowing(lib, machine).bytes(), _Denying(lib, machine).bytes()
+    return _Allowing(lib, machine).bytes(), _Denying(lib, machine).bytes(), _Sharing(lib, machine).bytes()
 
 
 class _Rules:
@@ -164,6 +165,20 @@ class _Denying(_Rules):
                     self.add(deny, name, self.masked(flags, creates, creates), self.masked(flags + 1, bit, bit))
 
 
+class _Sharing(_Rules):
+    """No socket but connected pairs, no System V or POSIX IPC: with the host's namespaces, any name is the host's.
+
+    A pair of datagram sockets is refused too: an end of it can be sent to another address.
+    """
+
+    def __init__(self, lib: Any, machine: str) -> None:
+        super().__init__(lib, machine, lib.ALLOW)
+        for name in sorted(SHARED - {"socket"}):
+            self.add(lib.ERRNO(errno.EPERM), name)
+        self.add(lib.ERRNO(errno.EAFNOSUPPORT), "socket")
+        self.add(lib.ERRNO(errno.EPERM), "socketpair", self.masked(1, 0xF, int(socket.SOCK_DGRAM)))
+
+
 def _bits(mask: int) -> list[int]:
     return [1 << at for at in range(64) if mask >> at & 1]
 
@@ -188,20 +203,24 @@ def _library_version() -> str:
 
 
 def _read(path: Path) -> Programs | None:
-    """Cached programs; None when there are none that are whole. Length of the first, both, SHA-256 over all of it."""
+    """Cached programs; None when there are none that are whole. Each after its length, SHA-256 over all of it."""
     try:
         data = path.read_bytes()
     except OSError:
         return None
     body, digest = data[:-32], data[-32:]
-    if len(body) < 4 or hashlib.sha256(body).digest() != digest:
+    if hashlib.sha256(body).digest() != digest:
         return None
-    cut = 4 + int.from_bytes(body[:4], "big")
-    return body[4:cut], body[cut:]
+    found = []
+    while body:
+        cut = 4 + int.from_bytes(body[:4], "big")
+        found.append(body[4:cut])
+        body = body[cut:]
+    return (found[0], found[1], found[2]) if len(found) == 3 else None
 
 
 def _write(path: Path, found: Programs) -> None:
-    body = len(found[0]).to_bytes(4, "big") + b"".join(found)
+    body = b"".join(len(program).to_bytes(4, "big") + program for program in found)
     # A cache that cannot be written costs time, not safety.
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

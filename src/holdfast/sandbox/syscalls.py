@@ -56,3 +56,9 @@ DENIED = _names("""
     swapoff swapon sysfs syslog umount2 unshare uselib userfaultfd ustat vhangup vmsplice
 """)
 """Answer EPERM. What is on neither list answers ENOSYS; so does ``clone3``, whose flags no filter can see."""
+
+SHARED = _names("""
+    bind connect accept accept4 listen msgctl msgget msgrcv msgsnd mq_getsetattr mq_notify mq_open mq_timedreceive
+    mq_timedsend mq_unlink semctl semget semop semtimedop shmat shmctl shmdt shmget socket
+""")
+"""Refused as well where network and IPC namespaces are the host's: what makes, names or joins something of it."""

@@ -38,14 +38,28 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """To be called once the namespace was entered or is not needed."""
 
 
+def check_program(spec: Spec) -> None:
+    """Refuse what no kernel could run.
+
+    Raises:
+        IsolationError: there is no program, or a word of its command or environment holds a NUL.
+    """
+    if not spec.argv:
+        raise IsolationError("a boundary needs a program to run: argv is empty")
+    if any("\0" in word for word in (*spec.argv, *spec.env, *spec.env.values())):
+        raise IsolationError("the program cannot be started: its command or environment holds a NUL character")
+
+
 class Preparer:
     """Prepares mounts; keeps what starts have in common. Blocking."""
 
     def __init__(self) -> None:
         self._stages = Stages()
 
-    def prepare(self, spec: Spec, root: bool) -> Prepared:
+    def prepare(self, spec: Spec, root: bool, *, staged: bool = True) -> Prepared:
         """Check and prepare a boundary's mounts. ``root``: the mounting uid is not this process's.
+
+        ``staged``: what that uid cannot reach is to be made reachable; a level that mounts as root does without.
 
         Raises:
             IsolationError: a mount is too wide, missing, or not readable for the boundary's uid.
@@ -63,7 +77,7 @@ class Preparer:
             for found, paths in ((hide_files, files), (hide_folders, folders)):
                 found += [str(mount.target / path.relative_to(source)) for path in paths]
         stage = None
-        if root and (hidden := sorted({source for source in sources.values() if not reachable(source)})):
+        if root and staged and (hidden := sorted({source for source in sources.values() if not reachable(source)})):
             stage = self._stages.enter(hidden)
         where = {} if stage is None else stage.paths
         views = tuple(

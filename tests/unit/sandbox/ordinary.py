@@ -18,7 +18,7 @@ USER = 54321
 CODE = """
 import json, os, socket
 channel = socket.socket(fileno=int(os.environ["CHANNEL"]))
-say = {"uid": os.getuid(), "proc": os.path.isdir("/proc/self"), "home": os.getcwd(), "root": os.listdir("/")}
+say = {"uid": os.getuid(), "proc": os.path.isdir("/proc/self"), "home": os.getcwd()}
 channel.sendall(json.dumps(say).encode())
 """
 
@@ -44,14 +44,14 @@ def reach_interpreter() -> None:
         mount("--bind", f"/mnt/{number}", str(one.target))
 
 
-async def main(home: Path) -> None:
+async def main(home: Path, level: str) -> None:
     from holdfast.sandbox import levels
     from holdfast.sandbox.base import Channel, Label, Spec
     from holdfast.sandbox.interpreter import interpreter_mounts
 
     outer, inner = socket.socketpair()
     outer.setblocking(False)
-    boundary = await levels.level().start(
+    boundary = await levels.level(level).start(
         Spec(
             argv=(sys.executable, "-c", CODE),
             label=Label(tenant="t"),
@@ -92,5 +92,5 @@ if __name__ == "__main__":
         os.setgroups([])
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)
-        os.execv(sys.executable, [sys.executable, __file__, str(folder)])
-    asyncio.run(main(folder))
+        os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])
+    asyncio.run(main(folder, "landlock" if "--landlock" in sys.argv else "namespace"))

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from holdfast.sandbox import confine
+
 PROGRAM = Path(__file__).with_name("ordinary.py")
 needs = [
     pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed") for tool in ("bwrap", "unshare")
@@ -34,7 +36,7 @@ def _run(home: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, str(PROGRAM), str(home), *options]
     if os.geteuid() == 0:
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
-    elif options:
+    elif "--container" in options:
         pytest.skip("covering /proc needs root")
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -50,6 +52,18 @@ def test_an_ordinary_user_gets_the_whole_namespace_and_an_honest_record(home: Pa
     assert any("not root" in note for note in found["notes"])
     assert found["proc"]
     assert found["home"] == "/workspace"
+
+
+@pytest.mark.skipif(not confine.abi(), reason="this kernel has no Landlock, or it is closed here")
+def test_an_ordinary_user_gets_landlock_and_an_honest_record(home: Path) -> None:
+    found = _run(home, "--landlock")
+    assert found["status"] == 0
+    assert found["uid"] == found["held_uid"] == found["node"] != 0
+    assert not found["own_uid"]
+    assert "disk" not in found["limits"]
+    assert any("not root" in note for note in found["notes"])
+    assert any("nothing holds the limit on" in note for note in found["notes"])
+    assert found["home"].startswith(str(home / "workspaces"))
 
 
 def test_a_container_without_fresh_proc_gets_none_and_the_record_says_so(home: Path) -> None:
