@@ -228,6 +228,9 @@ class Incarnation:
             self.fault(number, record.code, record.message, record.rule)
             return
         if record.value is None:
+            # Done in this very incarnation, and asked for again by another attempt of the step around it.
+            record.value = self.run.services.store.payload(self.run.header.tenant, record.result)
+        if record.value is None:
             raise StepError(f"the result of {record.id} was erased; the run cannot go on past it")
         self.reply(number, record.value, replayed=True)
 

@@ -48,6 +48,8 @@ class Recorder:
         self._settle: list[Settlement] = []
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._latest: asyncio.Future[Result] | None = None
+        """The last append that was handed over: appends become durable in the order of their handing over."""
         self._loop = asyncio.get_running_loop()
         self.failed: HoldfastError | None = None
         """Why nothing more can be written: fenced, or the store is gone."""
@@ -95,9 +97,9 @@ class Recorder:
         Raises:
             Fenced, StoreError: it cannot be.
         """
-        future = self.push()
+        future = self.push() or self._latest
         if future is not None:
-            self._check(await future)
+            self._check(await asyncio.shield(future))
 
     async def write(
         self,
@@ -140,7 +142,8 @@ class Recorder:
             raise
         if then is not None:
             futures[-1].add_done_callback(lambda _: then())
-        result = await futures[-1]
+        # Whoever waits may be cancelled; what is written counts all the same.
+        result = await asyncio.shield(futures[-1])
         if isinstance(result, Refused) and result.reason in LOST:
             raise Fenced(result.message)
         return result
@@ -172,6 +175,7 @@ class Recorder:
         futures = self._writer.submit_all(appends)
         for future in futures:
             future.add_done_callback(self._on_result)
+        self._latest = futures[-1]
         return futures
 
     def _on_result(self, future: asyncio.Future[Result]) -> None:
@@ -195,5 +199,5 @@ class Recorder:
 
     @staticmethod
     def _check(result: Result) -> None:
-        if isinstance(result, Refused):
+        if isinstance(result, Refused) and result.reason in LOST:
             raise Fenced(result.message)
