@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from holdfast.sandbox import procs, registry
 from holdfast.sandbox.base import Exit, Held, Reason
 from holdfast.sandbox.cgroup import Group
 from holdfast.sandbox.registry import Entry
+from holdfast.sandbox.spawn import Child
 
 _SIGKILL = 9
 
@@ -30,7 +30,7 @@ class Started:
         *,
         home: Path,
         entry: Entry,
-        process: subprocess.Popen[bytes],
+        process: Child,
         held: Held,
         group: Group | None,
         give_back: Callable[[], None],
@@ -147,7 +147,7 @@ class Started:
 
     def _exit(self, status: int) -> Exit:
         if 128 < status <= 128 + signal.NSIG and self._entry.level not in registry.PLAIN:
-            status = 128 - status  # bubblewrap reports a signal as shells do
+            status = 128 - status  # bubblewrap and containers report a signal as shells do
         if self._asked is not None:
             return Exit(reason=self._asked, status=-_SIGKILL)
         if status and self._group is not None and self._group.oom_kills():

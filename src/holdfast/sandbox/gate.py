@@ -46,6 +46,13 @@ class Gate:
         except ConnectionError:
             return False
 
+    async def first(self) -> bytes:
+        """What is said first: a line's end by the shell inside, words by a launcher that failed; empty: nothing."""
+        try:
+            return await asyncio.get_running_loop().sock_recv(self._outer, 4096)
+        except ConnectionError:
+            return b""
+
     def child(self) -> int:
         """Pid of the namespace's first process; bubblewrap has written it long before the gate is reached."""
         return int(json.loads(os.pread(self.info, 4096, 0))["child-pid"])

@@ -9,7 +9,7 @@ from holdfast.sandbox.base import Level
 NAMES = ("process", "landlock", "namespace", "container", "gvisor", "microvm")
 """Every level, weakest first."""
 DEFAULT = "namespace"
-AVAILABLE = ("process", "landlock", "namespace")
+AVAILABLE = ("process", "landlock", "namespace", "container", "gvisor")
 """Levels that this version has."""
 IN_PLACE = ("process", "landlock")
 """Levels without mounts: a mount is where its source is."""
@@ -36,6 +36,10 @@ def level(name: str = DEFAULT, *, uid_range: tuple[int, int] | None = None) -> L
         from holdfast.sandbox.landlock import LandlockLevel
 
         return LandlockLevel(uid_range or uids.DEFAULT_RANGE)
+    if name in ("container", "gvisor"):
+        from holdfast.sandbox.container import ContainerLevel
+
+        return ContainerLevel(name, uid_range or uids.DEFAULT_RANGE)
     if name in NAMES:
         raise IsolationError(
             f"isolation level {name} is not in this version of Holdfast; "

@@ -29,8 +29,6 @@ READY_SECONDS = 30.0
 """How long a start may take until the gate inside is reached."""
 _OWN_PROCESSES = 2
 """Outer process and init of the namespace."""
-_LAUNCH = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 125; shift; done; shift; exec "$@"'
-"""Enter the cgroups named up to ``--``, then become the command after it."""
 
 
 class NamespaceLevel:
@@ -218,7 +216,7 @@ def _outer(tools: diagnose.Tools, lease: uids.Lease | None, prepared: Prepared, 
     pid)."""
     command = []
     if group is not None:
-        command += ["/bin/sh", "-c", _LAUNCH, "sh", *(str(path / "cgroup.procs") for path in group.paths), "--"]
+        command += ["/bin/sh", "-c", procs.ENTER, "sh", *(str(path / "cgroup.procs") for path in group.paths), "--"]
     if lease is not None:
         uid = str(lease.uid)
         if prepared.stage is not None:

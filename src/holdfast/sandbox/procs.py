@@ -16,6 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+ENTER = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 125; shift; done; shift; exec "$@"'
+"""Shell script: enter the cgroups whose ``cgroup.procs`` are named up to ``--``, then become the command after it."""
+
 
 class Process(msgspec.Struct, frozen=True):
     """One process of this boot, for as long as it lives."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from holdfast.errors import IsolationError
-from holdfast.sandbox import cgroup, procs, uids
+from holdfast.sandbox import cgroup, procs, runtime, uids
 from holdfast.sandbox.base import Label
 from holdfast.sandbox.procs import Process
 
@@ -142,6 +142,8 @@ def reap(home: Path, *, seconds: float = 5.0) -> list[Ended]:
             end_stragglers(entry)
         for path in entry.cgroups:
             cgroup.remove(Path(path))
+        if entry.level in runtime.LEVELS:
+            runtime.remove(entry.level, entry.id)
         if entry.workspace:
             _remove_tree(home, Path(entry.workspace))
         forget(home, entry.id)

@@ -44,12 +44,14 @@ TIOCLINUX = 0x541C
 
 _O_CREAT = os.O_CREAT
 _O_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
+CREATES = _O_CREAT | _O_TMPFILE
+"""Flags with which an open call looks at its mode."""
 _SETID = (stat.S_ISUID, stat.S_ISGID)
-_MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2}
+MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2}
 """Call to the argument that holds the mode."""
-_OPENS = {"open": 1, "openat": 2}
+OPENS = {"open": 1, "openat": 2}
 """Call to the argument that holds the flags; the mode is the next. ``openat2`` hides both and answers ENOSYS."""
-_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 _memory: dict[str, Programs] = {}
 
@@ -126,12 +128,12 @@ class _Allowing(_Rules):
     def __init__(self, lib: Any, machine: str) -> None:
         super().__init__(lib, machine, lib.ERRNO(errno.ENOSYS))
         allow = lib.ALLOW
-        for name in sorted(ALLOWED | DENIED | set(_MODES) | set(_OPENS) | {"ioctl", "clone"}):
+        for name in sorted(ALLOWED | DENIED | set(MODES) | set(OPENS) | {"ioctl", "clone"}):
             self.add(allow, name)
         for family in FAMILIES:
             self.add(allow, "socket", self.equal(0, family))
         self.add(allow, "socketpair", self.equal(0, socket.AF_UNIX))
-        for value in _PERSONALITIES:
+        for value in PERSONALITIES:
             self.add(allow, "personality", self.equal(0, value))
 
 
@@ -156,10 +158,10 @@ class _Denying(_Rules):
         for request in (TIOCSTI, TIOCLINUX):
             # The kernel takes 32 bits of the request: comparing all 64 would be evaded by setting a high one.
             self.add(deny, "ioctl", self.masked(1, 0xFFFFFFFF, request))
-        for name, mode in _MODES.items():
+        for name, mode in MODES.items():
             for bit in _SETID:
                 self.add(deny, name, self.masked(mode, bit, bit))
-        for name, flags in _OPENS.items():
+        for name, flags in OPENS.items():
             for bit in _SETID:
                 for creates in (_O_CREAT, _O_TMPFILE):
                     self.add(deny, name, self.masked(flags, creates, creates), self.masked(flags + 1, bit, bit))

@@ -1,0 +1,87 @@
+"""The OCI runtimes of this machine, where their state lives, and the end of what one left.
+
+Docker and Podman bring the same runtimes; Holdfast calls the runtime itself, so neither daemon nor image is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from holdfast.errors import IsolationError
+from holdfast.sandbox.uids import HOST
+
+BUNDLES = HOST / "containers"
+LEVELS = ("container", "gvisor")
+"""Levels that start a container."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_SECONDS = 30
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True):
+    """One runtime and how it is called."""
+
+    program: str
+    options: tuple[str, ...]
+    """Before the command word."""
+    passes: bool
+    """Whether descriptors above the three standard ones can be handed in (``--preserve-fds``)."""
+    setpriv: str
+
+
+@functools.cache
+def find(level: str) -> Runtime:
+    """The runtime for a level.
+
+    Raises:
+        IsolationError: there is none, or this process may not use it; says what to do.
+    """
+    if os.geteuid() != 0:
+        raise IsolationError(
+            f"level {level} needs root here, for the uids of its user namespace: run the node as root, or choose "
+            "level namespace, which gives an ordinary user the same view and filter"
+        )
+    setpriv = shutil.which("setpriv", path=_PATH)
+    if setpriv is None or not os.path.exists("/usr/bin/setpriv"):
+        raise IsolationError(f"level {level} needs setpriv: apt install util-linux")
+    if level == "gvisor":
+        program = shutil.which("runsc", path=_PATH)
+        if program is None:
+            raise IsolationError(
+                "level gvisor needs runsc: install gVisor (https://gvisor.dev/docs/user_guide/install), or Debian's "
+                "older one: apt install runsc"
+            )
+        options = ("--platform=ptrace", "--network=none", "--oci-seccomp", "--root", str(state(level)))
+        return Runtime(program=program, options=options, passes=False, setpriv=setpriv)
+    program = shutil.which("runc", path=_PATH) or shutil.which("crun", path=_PATH)
+    if program is None:
+        raise IsolationError(
+            "level container needs an OCI runtime, runc or crun, which Docker and Podman bring along: apt install runc"
+        )
+    return Runtime(program=program, options=("--root", str(state(level))), passes=True, setpriv=setpriv)
+
+
+def state(level: str) -> Path:
+    """Folder of the host where a level's runtime keeps what it knows."""
+    return HOST / f"{level}-state"
+
+
+def remove(level: str, id: str) -> None:
+    """End a container that is left, and forget its bundle. Blocking; nothing to do is no error."""
+    with contextlib.suppress(IsolationError, OSError, subprocess.TimeoutExpired):
+        if any(state(level).glob(f"{id}*")):
+            runtime = find(level)
+            subprocess.run(
+                [runtime.program, *runtime.options, "delete", "--force", id],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+            )
+    shutil.rmtree(BUNDLES / id, ignore_errors=True)
