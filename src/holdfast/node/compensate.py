@@ -21,7 +21,7 @@ from holdfast.journal.base import Result
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record, RunState
 from holdfast.node.connector_process import ConnectorFailure
-from holdfast.node.run import THROTTLE_LIMIT_US, Place, Run, Stop, idempotency_key
+from holdfast.node.run import THROTTLE_LIMIT_US, Place, Run, Stop, idempotency_key, pause_us
 from holdfast.policy.decide import settlements
 from holdfast.policy.kills import matches
 from holdfast.values import digest, load
@@ -184,8 +184,8 @@ async def _gate(run: Run, action: Action, at: Place, args: bytes, key: str, kill
     waited = 0
     while True:
         passage = await enter(action, run.bundle, run.control, facts_of, commit)
-        pause = passage.verdict.retry_after_us
+        pause = pause_us(passage.verdict)
         if passage.verdict.outcome is not Outcome.THROTTLE or waited + pause > THROTTLE_LIMIT_US:
             return passage
-        waited += max(pause, 1000)
-        await asyncio.sleep(max(pause, 1000) / 1e6)
+        waited += pause
+        await asyncio.sleep(pause / 1e6)

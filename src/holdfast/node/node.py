@@ -209,8 +209,8 @@ class Node:
 
     async def _renew(self) -> None:
         if not await self._aside(self.lease.renew, self._side):
-            # Another node took over what this one drove. All of that ends before there is a lease again: a call that was
-            # decided under the old one must not find a new one to leave by.
+            # Another node took over what this one drove. All of that ends before there is a lease again: a call that
+            # was decided under the old one must not find a new one to leave by.
             for driver in list(self._drivers.values()):
                 driver.fence()
             if self._tasks:

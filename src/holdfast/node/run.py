@@ -18,11 +18,22 @@ from holdfast.journal.fold import Record, RunState
 from holdfast.node.recorder import Recorder
 from holdfast.node.services import Services
 from holdfast.policy.bundle import Bundle
+from holdfast.policy.categories.rates import ConcurrencyLimit
 from holdfast.policy.decide import decide, settlements
 from holdfast.values import digest
 
 THROTTLE_LIMIT_US = 300_000_000
 """A throttled action that would wait longer than this is denied."""
+
+
+HOLD_POLL_US = 50_000
+"""A place among those that are held may be free again long before it lapses, so it is asked for this often."""
+
+
+def pause_us(verdict: Verdict) -> int:
+    """How long a throttled action waits before it is decided again."""
+    pause = max(verdict.retry_after_us, 1000)
+    return min(pause, HOLD_POLL_US) if verdict.category == ConcurrencyLimit.name else pause
 
 
 class Stop(Exception):
@@ -198,9 +209,10 @@ class Run:
             if verdict.outcome is Outcome.REQUIRE_APPROVAL:
                 await self._await_approval(stored, at, args, passage, key=key, undo=undo)
                 continue
-            if verdict.outcome is Outcome.THROTTLE and waited + verdict.retry_after_us <= THROTTLE_LIMIT_US:
-                waited += max(verdict.retry_after_us, 1000)
-                await asyncio.sleep(max(verdict.retry_after_us, 1000) / 1e6)
+            pause = pause_us(verdict)
+            if verdict.outcome is Outcome.THROTTLE and waited + pause <= THROTTLE_LIMIT_US:
+                waited += pause
+                await asyncio.sleep(pause / 1e6)
                 continue
             self.note_verdict(action, at, passage, args, key)
             return passage
