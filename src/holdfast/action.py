@@ -321,6 +321,20 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The facts that the rule used, by name."""
 
 
+class Redaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A stretch of a text within a value, and what stands there instead."""
+
+    path: tuple[str | int, ...]
+    """Keys and indexes that lead to the text; empty: the value is the text."""
+    start: int
+    end: int
+    """Offsets in code points, the end exclusive."""
+    replacement: str
+    pseudonym: str = ""
+    """Type of the value, when a pseudonym of it under the tenant's key stands there; ``replacement`` where there is no
+    key."""
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer of ``decide``: what may happen, why, and what must be reserved for it."""
 
@@ -336,6 +350,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_tokens: int = 0
     """For an LLM call: the output limit that fits every budget; 0 leaves what was asked for."""
     retry_after_us: int = 0
+    redactions: tuple[Redaction, ...] = ()
+    """What must be replaced before the action goes ahead, or before what came back is handed on."""
 
     @property
     def allowed(self) -> bool:

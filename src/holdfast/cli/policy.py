@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,6 +112,21 @@ def explain(
         for item in sorted(found.accounts, key=lambda item: (not item.applies, -item.outcome))
     ]
     output.table(("rule", "category", "says", "why"), rows, empty="There are no policies.")
+
+
+@app.command()
+def scan(json: opening.Json = True) -> None:
+    """Look for personal data, secrets and injected instructions in stdin: a line of text, or of JSON {"text": …}, each.
+
+    Answers with one line of JSON for each line, blank ones too: {"findings": [{"type", "start", "end", "confidence"}]}.
+    Offsets count code points, the end is exclusive. What is encoded and cannot be read is listed as "opaque".
+    """
+    from holdfast.cli.policy_scan import lines, render, text_of
+    from holdfast.policy.scan import scan as look
+
+    for line in lines(sys.stdin.buffer):
+        sys.stdout.write(render(look(text_of(line))) + "\n")
+        sys.stdout.flush()
 
 
 def _object(rule: Rule) -> dict[str, Any]:

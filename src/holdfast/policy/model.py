@@ -24,7 +24,7 @@ PROFILES = Path(__file__).parent / "profiles"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=128)]
 Scoped = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Word = Literal["warn", "throttle", "require_approval", "deny", "terminate"]
+Word = Literal["warn", "redact", "throttle", "require_approval", "deny", "terminate"]
 _STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
 

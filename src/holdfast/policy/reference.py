@@ -19,6 +19,13 @@ FAMILIES = {
     "approval": "Approval",
     "tools": "Tools",
     "models": "Models",
+    "personal": "Personal data",
+    "secrecy": "Secrets",
+    "content": "Injected and harmful content",
+    "flow": "Flow of labels",
+    "reach": "What can be reached",
+    "contracts": "Contracts of tools and answers",
+    "code": "Code and commands",
 }
 """Families of categories, in the order of the page."""
 

@@ -430,7 +430,7 @@ FLAT = [pytest.param(case, id=f"{name}: {case.name}") for name, cases in CASES.i
 
 def show(verdict: Verdict) -> tuple[Any, ...]:
     """All of a verdict that its bundle does not name."""
-    return (verdict.outcome, verdict.reason, verdict.reservations, verdict.max_tokens, verdict.approval)
+    return (verdict.outcome, verdict.reason, verdict.reservations, verdict.max_tokens, verdict.approval, verdict.redactions)
 
 
 @pytest.mark.parametrize("case", FLAT)

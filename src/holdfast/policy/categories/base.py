@@ -2,8 +2,8 @@
 
 A category decides from an action and facts alone. ``before`` runs ahead of the action and answers with nothing (no
 objection), a :class:`Breach`, reservations, or a :class:`Spend` (an amount that depends on the output limit of an LLM
-call). ``phases`` names when a category looks: ``before``, ``during`` (at what a stream has brought so far), ``after`` (at
-what came back). A method of that name answers; later phases cannot reserve anything.
+call). ``phases`` names when a category looks: ``before``, ``during`` (at what a stream has brought so far), ``after``
+(at what came back). A method of that name answers; later phases cannot reserve anything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
 
-from holdfast.action import Action, ApprovalSpec, Ended, Facts, Outcome, Reservation
+from holdfast.action import Action, ApprovalSpec, Ended, Facts, Outcome, Redaction, Reservation
 from holdfast.policy.history import Question
 from holdfast.policy.patterns import fits as fits
 from holdfast.policy.patterns import fits_any as fits_any
@@ -86,6 +86,8 @@ class Breach(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     outcome: Outcome | None = None
     retry_after_us: int = 0
     approval: ApprovalSpec | None = None
+    redactions: tuple[Redaction, ...] = ()
+    """What an outcome of ``redact`` replaces."""
     failure: bool = False
     """The rule could not be decided: nobody can lift that."""
 
@@ -199,6 +201,24 @@ class Category(ABC):
         Raises:
             ValueError: says which and what to write instead.
         """
+
+
+Deed = Annotated[
+    str,
+    StringConstraints(pattern=r"^(llm|tool|step|http|file|spawn|approval|output|memory|\*):\S+$", max_length=256),
+]
+"""``GATE:NAME`` with wildcards in either part: ``tool:wire_*``. The name is that of :attr:`Action.target`."""
+
+
+def does(deed: str, action: Action) -> bool:
+    """Whether an action is what a deed names."""
+    gate, _, name = deed.partition(":")
+    return gate in ("*", action.gate) and fits(name, action.target)
+
+
+def does_any(deeds: tuple[str, ...], action: Action) -> bool:
+    """Whether an action is one of the deeds."""
+    return any(does(deed, action) for deed in deeds)
 
 
 def subject(facts: Facts, per: str) -> str:

@@ -1,0 +1,121 @@
+"""Telephone numbers: the shapes that countries write, the numbering plans behind ``+``, and the words around them.
+
+A national number without its country is only a few groups of digits. It counts as a telephone number when its form
+is one that is used for little else, or when the nearest telling word before it speaks of telephones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from holdfast.policy.detect.found import Found
+
+_CANDIDATE = re.compile(
+    r"(?<![\w.,])(?:\+\s?)?\(?\d[\d .\-()/]{4,20}\d(?:\s?(?:x|ext\.?|extension)\s?\d{1,6})?(?![\w%]|[.,]\d)",
+    re.IGNORECASE,
+)
+_DATE = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])|"
+    r"(?:0?[1-9]|[12]\d|3[01])[-/.](?:0?[1-9]|[12]\d|3[01])[-/.](?:19|20)?\d\d|"
+    r"(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d)(?!\d)"
+)
+_NEAR = re.compile(
+    r"(?i)\b(?:(?P<yes>(?:tele)?phone|tel|mobile|cell(?:ular|phone)?|fax|call(?:s|ed|ing|back)?|text(?:s|ed|ing)?|sms|"
+    r"dial(?:led|ing)?|ring|whats ?app|signal|hot ?line|help ?line|voice ?mail|contact|reach(?:able)?|answer(?:ing|s)?|"
+    r"messages?|landline|pager|phone number|telefono?|t[eé]l[eé]fono|t[eé]l[eé]phone|t[eé]l|handy|m[oó]vil|celular|"
+    r"portable|cellulare|rufnummer|(?:desk|office|home|work|direct|reception)(?= ?(?:line|number|phone)?:))|"
+    r"(?P<no>order|invoice|account|acct|iban|card|ref(?:erence)?|ticket|case|policy|serial|isbn|tracking|zip|"
+    r"licen[cs]e|passport|ssn|security|id|sku|part|version|amount|total|price|balance|cost|date|born|coordinates|"
+    r"lat|lon|page|row|line|port|pid|timestamp|epoch|bytes?|size))\b|(?P<cjk>电话|手机|電話|携帯|전화)"
+)
+_NANP = re.compile(r"(?:\+?1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}")
+_REGIONS = ("GB", "DE", "FR", "IT", "ES", "NL", "BE", "CH", "AT", "SE", "AU", "JP", "IE", "NZ", "DK", "PL")
+_REACH = 48
+
+
+def phones(text: str, start: int, end: int, taken: list[Found]) -> Iterator[Found]:
+    """Telephone numbers within a run of digits and separators, beside what is something else already."""
+    at = start
+    while at < end:
+        match = _CANDIDATE.search(text, at, min(len(text), end + 14))
+        if match is None or match.start() >= end:
+            return
+        first, last = match.span()
+        at = last
+        for date in _DATE.finditer(text, first, last):
+            # A date beside a number parts the two.
+            if date.start() - first >= 7:
+                last = at = date.start()
+                break
+            first = date.end()
+        piece = text[first:last]
+        first += len(piece) - len(piece.lstrip(" .-/"))
+        last = first + len(piece.strip(" .-/"))
+        if last - first < 7 or any(one.start < last and first < one.end for one in taken):
+            continue
+        confidence = _weigh(text, first, last)
+        if confidence:
+            yield Found("PHONE_NUMBER", first, last, confidence)
+
+
+def _weigh(text: str, start: int, end: int) -> float:
+    whole = text[start:end]
+    piece = re.split(r"(?i)\s?(?:x|e)", whole, maxsplit=1)[0]
+    groups = re.findall(r"\d+", piece)
+    size = sum(map(len, groups))
+    if not 7 <= size <= 15 or piece.count("(") != piece.count(")"):
+        return 0.0
+    if text[start - 1 : start] in {"$", "€", "£", "#", "¥"}:
+        return 0.0
+    near = _near(text, start)
+    if piece.startswith("+"):
+        return _international(piece, near)
+    if _NANP.fullmatch(piece):
+        return 0.4 if near < 0 else 0.85
+    if near > 0:
+        return 0.75 if len(groups) > 1 or size >= 9 else 0.65
+    if near < 0 or len(groups) < 2 or re.fullmatch(r"\d+\.\d+", piece):
+        return 0.0
+    if piece.startswith(("00", "(0")) or (piece[0] == "0" and size >= 9):
+        return 0.6 if _national(piece) else 0.0
+    return 0.0
+
+
+def _near(text: str, start: int) -> int:
+    """1 when the nearest telling word before is about telephones, -1 when it is about another kind of number."""
+    verdict = 0
+    for match in _NEAR.finditer(text, max(0, start - _REACH), start):
+        verdict = -1 if match.lastgroup == "no" else 1
+    return verdict
+
+
+def _international(piece: str, near: int) -> float:
+    import phonenumbers
+
+    try:
+        number = phonenumbers.parse(piece.replace("(0)", ""), None)
+    except phonenumbers.NumberParseException:
+        return 0.6 if near > 0 else 0.0
+    if phonenumbers.is_valid_number(number):
+        return 0.95
+    if phonenumbers.is_possible_number(number):
+        return 0.8 if near > 0 else 0.6
+    return 0.6 if near > 0 else 0.0
+
+
+def _national(piece: str) -> bool:
+    import phonenumbers
+
+    if piece.startswith("00"):
+        try:
+            return phonenumbers.is_possible_number(phonenumbers.parse("+" + piece[2:], None))
+        except phonenumbers.NumberParseException:
+            return False
+    for region in _REGIONS:
+        try:
+            if phonenumbers.is_valid_number(phonenumbers.parse(piece, region)):
+                return True
+        except phonenumbers.NumberParseException:
+            continue
+    return False
