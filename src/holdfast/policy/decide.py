@@ -22,6 +22,7 @@ from holdfast.action import (
     Once,
     Outcome,
     Rate,
+    Redaction,
     Release,
     Reservation,
     Settle,
@@ -33,6 +34,7 @@ from holdfast.policy.categories import cost
 from holdfast.policy.categories.approvals import asked
 from holdfast.policy.categories.base import Breach, Finding, Granted, Lift, Rule, Spend, fits_any
 from holdfast.policy.conditions import Scene, Unanswered
+from holdfast.policy.history import Unrecorded
 from holdfast.policy.kills import standing
 from holdfast.policy.units import format_duration
 
@@ -88,8 +90,8 @@ def decide_during(action: Action, text: str, facts: Facts, bundle: Bundle) -> Ve
 def decide_after(action: Action, ended: Ended, facts: Facts, bundle: Bundle) -> Verdict:
     """What may be handed on of what came back, with facts as they are after the action.
 
-    Pure, as :func:`decide`. An outcome above ``redact`` keeps the value from the agent; ``terminate`` ends the run. What
-    was done stays done: nothing is reserved, and people who are asked decide on handing on alone.
+    Pure, as :func:`decide`. An outcome above ``redact`` keeps the value from the agent; ``terminate`` ends the run.
+    What was done stays done: nothing is reserved, and people who are asked decide on handing on alone.
     """
     return _later(action, facts, bundle, "after", lambda rule: rule.category.after(action, ended, facts, rule))
 
@@ -128,6 +130,8 @@ def consult(rule: Rule, action: Action, facts: Facts, scene: Scene | None) -> Fi
 
 def failed(error: Exception) -> Breach:
     """The objection of a rule that raised. Says the type only: a message could hold what the action carries."""
+    if isinstance(error, Unrecorded):
+        return Breach(reason=f"the record does not tell {error}", outcome=_DENY, failure=True)
     if isinstance(error, Unanswered):
         return Breach(reason=f"its condition gave no answer: {error}", outcome=_DENY, failure=True)
     return Breach(reason=f"the rule failed ({type(error).__name__}), so it denies", outcome=_DENY, failure=True)
@@ -144,6 +148,7 @@ class Court:
         "_hits",
         "_lifts",
         "_plain",
+        "_redactions",
         "_retry_after",
         "_spends",
         "_strongest",
@@ -157,6 +162,7 @@ class Court:
         self._lifts: list[Lift] = []
         self._strongest: Hit | None = None
         self._plain: list[Reservation] = []
+        self._redactions: list[Redaction] = []
         self._spends: list[tuple[Rule, Spend]] = []
         self._approval: ApprovalSpec | None = None
         self._retry_after = 0
@@ -222,6 +228,8 @@ class Court:
         if not rule.enforced:
             return
         self._retry_after = max(self._retry_after, breach.retry_after_us)
+        if outcome is Outcome.REDACT:
+            self._redactions += breach.redactions
         if (
             outcome is _ASK
             and approval is not None
@@ -308,6 +316,7 @@ class Court:
             kill_generation=self._facts.kill_generation,
             bundle=self._bundle,
             max_tokens=tokens if lowered else 0,
+            redactions=tuple(self._redactions),
         )
 
 

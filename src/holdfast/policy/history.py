@@ -24,6 +24,8 @@ from holdfast.action import GATES, Action, Facts, Past
 from holdfast.policy.patterns import fits
 from holdfast.policy.units import parse_duration
 
+COST = "$cost"
+"""The figure that says what an action cost, in nano-dollars: the node adds it when the action has ended."""
 SAME = "="
 """As a question's name: the target of the very action that is decided."""
 STATES = ("", "open", "ok", "failed", "ended")
@@ -147,6 +149,23 @@ def _answer(question: Question, items: list[Past]) -> int | float | None:
         return 0
     middle = statistics.median(known)
     return middle if question.op == "median" else statistics.median(abs(value - middle) for value in known)
+
+
+class Unrecorded(Exception):
+    """The record gives no answer. Names the question, never a value."""
+
+
+def told(facts: Facts, question: Question) -> int | float:
+    """The answer to a question that a category asks.
+
+    Raises:
+        Unrecorded: there is none, which denies.
+    """
+    answer = facts.history.get(question.key)
+    if answer is None:
+        figure = f" of {question.figure}" if question.figure else ""
+        raise Unrecorded(f"the {question.op}{figure} of {question.gate}:{question.name}, so it denies")
+    return answer
 
 
 class Asked(ValueError):
