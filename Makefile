@@ -29,7 +29,7 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks
 
 crash: $(STAMP)
-	@HOLDFAST_TEST_ALL=1 $(BIN)/python -m pytest tests/crash --timeout=1800
+	@HOLDFAST_CRASH_ALL=1 $(BIN)/python -m pytest tests/crash
 
 docs: $(STAMP)
 	@$(BIN)/python -m holdfast.cli.reference docs/reference

@@ -1,8 +1,8 @@
-"""A serving node that stops, or dies, right after a chosen event is durable: what tests of fencing and resuming start.
+"""A serving node that stops, or dies, around the commit of a chosen event: what tests of fencing and crashes start.
 
-``python -m holdfast.testing.halt HOME SIGNAL KIND NAME COUNT`` serves a home, says ``serving``, and sends itself the
-signal (STOP, KILL) in the commit's own thread, before anybody hears of the COUNT-th event of that kind whose action has
-that name (empty: any).
+``python -m holdfast.testing.halt HOME SIGNAL KIND NAME COUNT [before|after]`` serves a home, says ``serving``, and
+sends itself the signal (STOP, KILL) in the thread that commits the COUNT-th event of that kind (``any``) whose action
+has that name (empty: any): right before it is durable, or right after (the default), before anybody hears of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from holdfast import config
-from holdfast.journal.base import Appended, Result
+from holdfast.journal.base import Append, Appended, Draft, Result
 from holdfast.journal.event import Event
 from holdfast.node.node import Node
 
@@ -29,6 +29,12 @@ class Halt:
         self._name = name
         self._left = count
 
+    def before(self, appends: Sequence[Append]) -> None:
+        """A commit is about to begin."""
+        for append in appends:
+            for draft in append.drafts:
+                self._count(draft)
+
     def after(self, results: Sequence[Result]) -> None:
         """A commit is durable."""
         for result in results:
@@ -36,22 +42,23 @@ class Halt:
                 for event in result.events:
                     self._count(event)
 
-    def _count(self, event: Event) -> None:
-        if event.kind != self._kind or (self._name and _name(event) != self._name):
+    def _count(self, event: Event | Draft) -> None:
+        if self._kind not in ("any", event.kind) or (self._name and _name(event) != self._name):
             return
         self._left -= 1
         if self._left == 0:
             os.kill(os.getpid(), self._number)
 
 
-def _name(event: Event) -> str:
+def _name(event: Event | Draft) -> str:
     action = event.data.get("action")
     return str(action.get("name", "") if isinstance(action, dict) else getattr(action, "name", ""))
 
 
-async def serve(home: Path, halt: Halt) -> None:
+async def serve(home: Path, halt: Halt, when: str) -> None:
     """Serve until SIGTERM."""
-    node = Node(config.load(home), home, after_commit=halt.after)
+    before, after = (halt.before, None) if when == "before" else (None, halt.after)
+    node = Node(config.load(home), home, before_commit=before, after_commit=after)
     until = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, until.set)
     await node.start()
@@ -64,8 +71,8 @@ async def serve(home: Path, halt: Halt) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """See the module."""
-    home, number, kind, name, count = argv
-    asyncio.run(serve(Path(home), Halt(signal.Signals[f"SIG{number}"], kind, name, int(count))))
+    home, number, kind, name, count, when = (*argv, "after")[:6]
+    asyncio.run(serve(Path(home), Halt(signal.Signals[f"SIG{number}"], kind, name, int(count)), when))
 
 
 if __name__ == "__main__":
