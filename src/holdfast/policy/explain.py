@@ -95,4 +95,4 @@ def _alone(rule: Rule, finding: Finding, action: Action, facts: Facts, bundle: B
 
 def _reservation(item: Any) -> str:
     amount = getattr(item, "amount", 1)
-    return f"{amount} of {item.limit} under {item.key}"
+    return f"{amount} of {getattr(item, 'limit', 1)} under {item.key}"

@@ -16,6 +16,9 @@ FAMILIES = {
     "cost": "Cost",
     "rates": "Rates",
     "limits": "Limits of a run",
+    "operations": "Operation",
+    "identity": "Identity",
+    "authority": "Authority and delegation",
     "approval": "Approval",
     "tools": "Tools",
     "models": "Models",
@@ -44,6 +47,9 @@ def _category(category: Category) -> str:
     lines = [f"### {category.name}\n", f"{category.summary}\n"]
     lines.append(f"- gates: {_code(category.default_gates)}{_more(category)}")
     lines.append(f"- on_breach: {verdicts[0]} (default){', ' if verdicts[1:] else ''}{', '.join(verdicts[1:])}\n")
+    if category.controls:
+        lines[-1] = lines[-1].rstrip("\n")
+        lines.append(f"- evidence for: {', '.join(category.controls)}\n")
     if rows := parameters(category):
         lines += ["| parameter | what is written | default | meaning |", "| --- | --- | --- | --- |"]
         lines += [f"| `{name}` | {form} | {default} | {meaning} |" for name, form, default, meaning in rows]
@@ -74,6 +80,10 @@ def _form(spec: dict[str, Any]) -> str:
 def _shape(spec: dict[str, Any]) -> str:
     if "enum" in spec:
         return _code(spec["enum"])
+    if spec.get("format") == "amount":
+        return "number"
+    if spec.get("type") == "object" or "$ref" in spec:
+        return "mapping"
     if spec.get("type") == ["number", "string"]:
         return "USD, such as `0.25`"
     if "us|ms|s" in str(spec.get("pattern", "")):

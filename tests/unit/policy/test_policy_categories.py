@@ -430,7 +430,15 @@ FLAT = [pytest.param(case, id=f"{name}: {case.name}") for name, cases in CASES.i
 
 def show(verdict: Verdict) -> tuple[Any, ...]:
     """All of a verdict that its bundle does not name."""
-    return (verdict.outcome, verdict.reason, verdict.reservations, verdict.max_tokens, verdict.approval, verdict.redactions)
+    return (
+        verdict.outcome,
+        verdict.reason,
+        verdict.reservations,
+        verdict.max_tokens,
+        verdict.approval,
+        verdict.redactions,
+        verdict.hits,
+    )
 
 
 @pytest.mark.parametrize("case", FLAT)
@@ -439,7 +447,9 @@ def test_case(case: Case) -> None:
     assert verdict.outcome.word == case.outcome, verdict.reason
     assert case.reason in verdict.reason
     assert verdict.max_tokens == case.max_tokens
-    kept = tuple(f"{getattr(item, 'amount', 1)} of {item.limit} under {item.key}" for item in verdict.reservations)
+    kept = tuple(
+        f"{getattr(item, 'amount', 1)} of {getattr(item, 'limit', 1)} under {item.key}" for item in verdict.reservations
+    )
     assert kept == case.reserves
     if verdict.outcome is not Outcome.ALLOW:
         assert verdict.rule == "rule"

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from holdfast.policy.categories.approvals import FourEyes, RequireApproval
 from holdfast.policy.categories.base import Category
+from holdfast.policy.categories.conduct import CONDUCT
 from holdfast.policy.categories.cost import BudgetTokens, BudgetUsd, ModelPriceCeiling
 from holdfast.policy.categories.limits import (
     IdleLimit,
@@ -38,6 +39,7 @@ CATEGORIES: MappingProxyType[str, Category] = MappingProxyType(
             FourEyes(),
             ToolAllowlist(),
             ModelAllowlist(),
+            *CONDUCT,
         )
     }
 )

@@ -251,8 +251,8 @@ class IdempotencyGuardParams(Params):
         default=(), description="arguments that name what is done, as `payment_id`; none: all arguments together"
     )
     per: Per = Field(default="tenant", description="within whose actions it may be done once")
-    effects: tuple[Effect, ...] = Field(
-        default=(Effect.IRREVERSIBLE, Effect.COMPENSABLE), min_length=1, description="effect classes that it looks at"
+    effects: tuple[Literal["pure", "idempotent", "compensable", "irreversible"], ...] = Field(
+        default=("irreversible", "compensable"), min_length=1, description="effect classes that it looks at"
     )
 
 
