@@ -24,10 +24,12 @@ from holdfast.sandbox.cgroup import Cgroups, Group
 from holdfast.sandbox.gate import Gate
 from holdfast.sandbox.runtime import Runtime
 from holdfast.sandbox.spawn import Spawned, spawn
+from holdfast.sandbox.stage import Stage
 from holdfast.sandbox.views import Preparer, check_program
 
 READY_SECONDS = 60.0
 """How long a start may take until the gate inside is reached."""
+_SENTRY_THREADS = 256
 _OWN_PROCESSES = 1
 """The first process inside."""
 
@@ -64,15 +66,17 @@ class ContainerLevel:
             raise IsolationError(f"{how.program} can hand one channel into a boundary, not {len(spec.channels)}")
         id = secrets.token_hex(8)
         with contextlib.ExitStack() as failed, contextlib.ExitStack() as starting:
-            prepared = await asyncio.to_thread(self._preparer.prepare, spec, True, staged=False)
+            # runc opens what it mounts as root; gVisor's file server has the boundary's own root alone.
+            prepared = await asyncio.to_thread(self._preparer.prepare, spec, True, staged=not how.passes)
+            starting.callback(prepared.entered)
             leases = [uids.lease(self._uid_range) for _ in range(2)]
             for lease in leases:
                 failed.callback(lease.release)
             if self._cgroups is None:
                 self._cgroups = Cgroups()
-            # gVisor's own threads are processes of the host: what it counts inside is another number.
-            limits = spec.limits if how.passes else msgspec.structs.replace(spec.limits, pids=None)
-            group = self._cgroups.create(id, limits, own=_OWN_PROCESSES)
+            group = self._cgroups.create(
+                id, spec.limits if how.passes else _for_sentry(spec.limits), own=_OWN_PROCESSES
+            )
             if group is not None:
                 failed.callback(group.remove)
             held = _held(self.name, spec.limits, group, leases[0].uid)
@@ -84,16 +88,20 @@ class ContainerLevel:
                 argv=spec.argv,
                 env=spec.env | {name: str(number) for name, number in numbers.items()},
                 views=prepared.views,
-                hide=prepared.hide_files + prepared.hide_folders,
+                hide_files=prepared.hide_files,
+                hide_folders=prepared.hide_folders,
+                empty=prepared.empty,
                 uid=leases[0].uid,
                 root_uid=leases[1].uid,
                 limits=spec.limits,
                 hold_memory=held.limits.get("memory") == "rlimit",
                 gate=script,
-                recursive=how.passes,
+                gvisor=not how.passes,
+                folders=frozenset(str(one.target) for one in spec.mounts if one.source.is_dir()),
             )
             await _finished(asyncio.create_task(asyncio.to_thread(_write, folder, bundle)))
-            process = _launch(how, spec, gate, folder, id, None if how.passes else group)
+            command = _command(how, folder, prepared.stage, None if how.passes else group)
+            process = _launch(command, how, spec, gate, id)
             gate.close_inner()
             entry = registry.Entry(
                 id=id,
@@ -152,12 +160,19 @@ def wiring(how: Runtime, variables: list[str]) -> tuple[dict[str, int], str]:
     return dict.fromkeys(variables, 3), oci.gate(2, "3<&0" if variables else "")
 
 
-def _launch(how: Runtime, spec: Spec, gate: Gate, folder: Path, id: str, group: Group | None) -> Spawned:
+def _command(how: Runtime, folder: Path, stage: Stage | None, group: Group | None) -> list[str]:
+    """The runtime's command line up to its options for descriptors."""
     command = [how.setpriv, "--pdeathsig", "KILL", "--", how.program, *how.options, "run", "--bundle", str(folder)]
     command += ["--pid-file", str(folder / "pid")]
+    if stage is not None:
+        command = [how.nsenter, f"--mount=/proc/{os.getpid()}/fd/{stage.fd}", "--", *command]
     if group is not None:
         entries = [str(path / "cgroup.procs") for path in group.paths]
         command = ["/bin/sh", "-c", procs.ENTER, "sh", *entries, "--", *command]
+    return command
+
+
+def _launch(command: list[str], how: Runtime, spec: Spec, gate: Gate, id: str) -> Spawned:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
         out = null if spec.stdout is None else spec.stdout
@@ -165,7 +180,7 @@ def _launch(how: Runtime, spec: Spec, gate: Gate, folder: Path, id: str, group: 
         if how.passes:
             fds = {0: null, 1: out, 2: gate.said_inner, 3: gate.inner}
             fds |= {4 + at: fd for at, fd in enumerate(channels)}
-            command += ["--preserve-fds", str(1 + len(channels))]
+            command = [*command, "--preserve-fds", str(1 + len(channels))]
         else:
             fds = {0: channels[0] if channels else null, 1: out, 2: gate.inner}
         return spawn([*command, id], {"PATH": bwrap.PATH, registry.MARKER: id}, fds)
@@ -221,9 +236,17 @@ def _join(group: Group, pid: int) -> None:
         raise IsolationError(f"the container cannot be put under its limits: {error.strerror}") from None
 
 
+def _for_sentry(limits: Limits) -> Limits:
+    """What the host counts of gVisor: its own threads, and one or two for each process inside."""
+    return limits if limits.pids is None else msgspec.structs.replace(limits, pids=2 * limits.pids + _SENTRY_THREADS)
+
+
 def _held(name: str, limits: Limits, group: Group | None, uid: int) -> Held:
     holds = {} if group is None else dict(group.held)
     notes = []
+    if name == "gvisor" and "pids" in holds:
+        del holds["pids"]
+        notes.append("the host counts gVisor's threads: far more processes than the limit end the whole boundary")
     if limits.memory is not None and holds.setdefault("memory", "rlimit") == "rlimit":
         notes.append("no memory cgroup can be had: memory is limited for each process, not for all together")
     if limits.disk is not None:

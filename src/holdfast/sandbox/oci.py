@@ -37,7 +37,10 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     env: dict[str, str]
     views: tuple[View, ...]
-    hide: tuple[str, ...]
+    hide_files: tuple[str, ...]
+    hide_folders: tuple[str, ...]
+    empty: str
+    """An empty file: what hidden files look like."""
     uid: int
     """Of the program, inside and out."""
     root_uid: int
@@ -47,8 +50,10 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """Whether nothing but an rlimit holds the memory."""
     gate: str
     """Shell script of the first process inside."""
-    recursive: bool = True
-    """Whether the runtime can make what is mounted below a mount read-only; gVisor serves all of it as one mount."""
+    folders: frozenset[str] = frozenset()
+    """Targets that are folders: a view's source may be in a mount namespace of its own."""
+    gvisor: bool = False
+    """gVisor masks nothing by itself, has a ``/sys`` of its own, and serves a folder and all below it as one mount."""
 
 
 def gate(fd: int, redirections: str) -> str:
@@ -85,7 +90,7 @@ def configuration(bundle: Bundle) -> dict[str, Any]:
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user", "cgroup")],
             "uidMappings": ids,
             "gidMappings": ids,
-            "maskedPaths": [*_MASKED.split(), *bundle.hide],
+            "maskedPaths": [*_MASKED.split(), *bundle.hide_files, *bundle.hide_folders],
             "readonlyPaths": _READ_ONLY.split(),
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "seccomp": filter_(platform.machine()),
@@ -111,7 +116,7 @@ def furnish(folder: Path, bundle: Bundle) -> None:
         place = root / target[1:]
         if any(target.startswith(f"{top}/") for top in ("/usr", "/tmp", bwrap.WORKSPACE)):  # noqa: S108
             continue
-        if os.path.isdir(source):
+        if target in bundle.folders or os.path.isdir(source):
             place.mkdir(parents=True, exist_ok=True)
         elif not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -133,11 +138,15 @@ def _mounts(bundle: Bundle) -> list[dict[str, Any]]:
         one("/tmp", "tmpfs", "tmpfs", *_SAFE, "mode=1777", *size),  # noqa: S108
         one(bwrap.WORKSPACE, "tmpfs", "tmpfs", *_SAFE, "mode=0700", *owner, *size),
     ]
-    fixed = ("ro", "rro") if bundle.recursive else ("ro",)
+    fixed = ("ro",) if bundle.gvisor else ("ro", "rro")
     mounts += [one(target, "bind", source, "rbind", *fixed, *_SAFE) for source, target in _host()]
     for view in sorted(bundle.views, key=lambda view: view.target.count("/")):
         access = ("rw",) if view.writable else fixed
         mounts.append(one(view.target, "bind", view.source, "rbind", *access, *_SAFE))
+    if bundle.gvisor:
+        for target in ("/sys", *bundle.hide_folders):
+            mounts.append(one(target, "tmpfs", "tmpfs", "ro", *_SAFE, "mode=0000", "size=4096"))
+        mounts += [one(target, "bind", bundle.empty, "bind", "ro", *_SAFE) for target in bundle.hide_files]
     return mounts
 
 
@@ -183,7 +192,9 @@ def filter_(machine: str) -> dict[str, Any]:
         *(_rule(["ioctl"], _bits(1, mask, value)) for mask, value in _others((seccomp.TIOCSTI, seccomp.TIOCLINUX))),
     ]
     setid = stat.S_ISUID | stat.S_ISGID
-    rules += [_rule([name], _bits(mode, setid, 0)) for name, mode in seccomp.MODES.items()]
+    for name, mode in seccomp.MODES.items():
+        device = seccomp.DEVICE if name in seccomp.MAKES else 0
+        rules.append(_rule([name], _bits(mode, setid | device, 0)))
     for name, flags in seccomp.OPENS.items():
         rules += [_rule([name], _bits(flags, seccomp.CREATES, 0)), _rule([name], _bits(flags + 1, setid, 0))]
     return {

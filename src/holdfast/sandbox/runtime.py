@@ -33,6 +33,7 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     passes: bool
     """Whether descriptors above the three standard ones can be handed in (``--preserve-fds``)."""
     setpriv: str
+    nsenter: str
 
 
 @functools.cache
@@ -47,9 +48,9 @@ def find(level: str) -> Runtime:
             f"level {level} needs root here, for the uids of its user namespace: run the node as root, or choose "
             "level namespace, which gives an ordinary user the same view and filter"
         )
-    setpriv = shutil.which("setpriv", path=_PATH)
-    if setpriv is None or not os.path.exists("/usr/bin/setpriv"):
-        raise IsolationError(f"level {level} needs setpriv: apt install util-linux")
+    setpriv, nsenter = (shutil.which(name, path=_PATH) for name in ("setpriv", "nsenter"))
+    if setpriv is None or nsenter is None or not os.path.exists("/usr/bin/setpriv"):
+        raise IsolationError(f"level {level} needs setpriv and nsenter: apt install util-linux")
     if level == "gvisor":
         program = shutil.which("runsc", path=_PATH)
         if program is None:
@@ -57,14 +58,22 @@ def find(level: str) -> Runtime:
                 "level gvisor needs runsc: install gVisor (https://gvisor.dev/docs/user_guide/install), or Debian's "
                 "older one: apt install runsc"
             )
-        options = ("--platform=ptrace", "--network=none", "--oci-seccomp", "--root", str(state(level)))
-        return Runtime(program=program, options=options, passes=False, setpriv=setpriv)
+        options: tuple[str, ...] = (
+            "--platform=ptrace",
+            "--network=none",
+            "--oci-seccomp",
+            "--ignore-cgroups",
+            "--root",
+            str(state(level)),
+        )
+        return Runtime(program=program, options=options, passes=False, setpriv=setpriv, nsenter=nsenter)
     program = shutil.which("runc", path=_PATH) or shutil.which("crun", path=_PATH)
     if program is None:
         raise IsolationError(
             "level container needs an OCI runtime, runc or crun, which Docker and Podman bring along: apt install runc"
         )
-    return Runtime(program=program, options=("--root", str(state(level))), passes=True, setpriv=setpriv)
+    options = ("--root", str(state(level)))
+    return Runtime(program=program, options=options, passes=True, setpriv=setpriv, nsenter=nsenter)
 
 
 def state(level: str) -> Path:
@@ -84,4 +93,6 @@ def remove(level: str, id: str) -> None:
                 timeout=_SECONDS,
                 check=False,
             )
+        for left in state(level).glob(f"{id}*.lock"):
+            left.unlink(missing_ok=True)
     shutil.rmtree(BUNDLES / id, ignore_errors=True)

@@ -49,6 +49,9 @@ CREATES = _O_CREAT | _O_TMPFILE
 _SETID = (stat.S_ISUID, stat.S_ISGID)
 MODES = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2}
 """Call to the argument that holds the mode."""
+MAKES = ("mknod", "mknodat")
+DEVICE = stat.S_IFCHR
+"""The bit of a mode that device files have, block ones too, and no other kind."""
 OPENS = {"open": 1, "openat": 2}
 """Call to the argument that holds the flags; the mode is the next. ``openat2`` hides both and answers ENOSYS."""
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
@@ -161,6 +164,8 @@ class _Denying(_Rules):
         for name, mode in MODES.items():
             for bit in _SETID:
                 self.add(deny, name, self.masked(mode, bit, bit))
+        for name in MAKES:
+            self.add(deny, name, self.masked(MODES[name], DEVICE, DEVICE))
         for name, flags in OPENS.items():
             for bit in _SETID:
                 for creates in (_O_CREAT, _O_TMPFILE):
