@@ -16,6 +16,7 @@ from holdfast.policy.categories.limits import (
     ToolCallLimit,
     WallClockLimit,
 )
+from holdfast.policy.categories.matter import MATTER
 from holdfast.policy.categories.models import ModelAllowlist
 from holdfast.policy.categories.rates import ConcurrencyLimit, RateLimit
 from holdfast.policy.categories.tools import ToolAllowlist
@@ -40,6 +41,7 @@ CATEGORIES: MappingProxyType[str, Category] = MappingProxyType(
             ToolAllowlist(),
             ModelAllowlist(),
             *CONDUCT,
+            *MATTER,
         )
     }
 )
