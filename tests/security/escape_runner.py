@@ -142,7 +142,7 @@ async def exhaust(world: Path) -> dict[str, Any]:
         )
     )
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(180):
             found: dict[str, Any] = json.loads(await asyncio.get_running_loop().sock_recv(outer, 4096))
             while len(boundary.pids()) < 40:
                 await asyncio.sleep(0.005)
@@ -192,7 +192,7 @@ async def attack(level: str, world: Path, facts: dict[str, Any]) -> dict[str, st
     )
     try:
         data = b""
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(180):
             while chunk := await asyncio.get_running_loop().sock_recv(outer, 1 << 20):
                 data += chunk
             await boundary.wait()
@@ -207,6 +207,7 @@ def main() -> None:
     check()
     import pyseccomp
 
+    from holdfast.errors import IsolationError
     from holdfast.sandbox import syscalls
 
     world, *chosen = Path(sys.argv[1]), *sys.argv[2:]
@@ -227,7 +228,12 @@ def main() -> None:
     }
     canary = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        results: dict[str, Any] = {level: asyncio.run(attack(level, world, facts)) for level in chosen}
+        results: dict[str, Any] = {}
+        for level in chosen:
+            try:
+                results[level] = asyncio.run(attack(level, world, facts))
+            except IsolationError as error:
+                results[level] = {"unavailable": str(error)}
         results["exhaust"] = asyncio.run(exhaust(world))
     finally:
         canary.kill()

@@ -20,7 +20,8 @@ from holdfast.sandbox.uids import HOST
 BUNDLES = HOST / "containers"
 LEVELS = ("container", "gvisor")
 """Levels that start a container."""
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where runtimes are looked for."""
 _SECONDS = 30
 
 
@@ -48,11 +49,11 @@ def find(level: str) -> Runtime:
             f"level {level} needs root here, for the uids of its user namespace: run the node as root, or choose "
             "level namespace, which gives an ordinary user the same view and filter"
         )
-    setpriv, nsenter = (shutil.which(name, path=_PATH) for name in ("setpriv", "nsenter"))
+    setpriv, nsenter = (shutil.which(name, path=PATH) for name in ("setpriv", "nsenter"))
     if setpriv is None or nsenter is None or not os.path.exists("/usr/bin/setpriv"):
         raise IsolationError(f"level {level} needs setpriv and nsenter: apt install util-linux")
     if level == "gvisor":
-        program = shutil.which("runsc", path=_PATH)
+        program = shutil.which("runsc", path=PATH)
         if program is None:
             raise IsolationError(
                 "level gvisor needs runsc: install gVisor (https://gvisor.dev/docs/user_guide/install), or Debian's "
@@ -67,7 +68,7 @@ def find(level: str) -> Runtime:
             str(state(level)),
         )
         return Runtime(program=program, options=options, passes=False, setpriv=setpriv, nsenter=nsenter)
-    program = shutil.which("runc", path=_PATH) or shutil.which("crun", path=_PATH)
+    program = shutil.which("runc", path=PATH) or shutil.which("crun", path=PATH)
     if program is None:
         raise IsolationError(
             "level container needs an OCI runtime, runc or crun, which Docker and Podman bring along: apt install runc"
