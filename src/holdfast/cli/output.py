@@ -95,6 +95,11 @@ class Progress:
     def __init__(self, status: Any = None) -> None:
         self._status = status
 
+    @property
+    def shown(self) -> bool:
+        """Whether anyone sees it."""
+        return self._status is not None
+
     def update(self, text: str) -> None:
         """Show what is going on."""
         if self._status is not None:

@@ -58,7 +58,9 @@ def follow(service: Any, run_id: str, quiet: bool) -> RunView:
             line.update(f"{run_id}  {describe(event)}")
 
         try:
-            view: RunView = service.drive(run_id, on_event=on_event, wait_timers_us=TIMER_US)
+            # Following the events costs the node time; where nobody looks, nobody follows.
+            watcher = on_event if line.shown else None
+            view: RunView = service.drive(run_id, on_event=watcher, wait_timers_us=TIMER_US)
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; go on with: holdfast runs resume {run_id}") from None
     return view
