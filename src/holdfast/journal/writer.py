@@ -26,6 +26,9 @@ MAX_BATCH_BYTES = 16 << 20
 """Bytes of payloads after which a commit takes no more."""
 QUICK = 0.02
 """Seconds that a commit in an event loop's own thread may take without being the last one there."""
+TELL_DELAY = 0.05
+"""Seconds after which the hooks hear of what was committed in an event loop's own thread: to wake the writer's thread
+for each commit would cost as much as the commit's own work."""
 MAX_WAITING = 4096
 """Appends that may wait; whoever brings more waits itself."""
 
@@ -56,7 +59,7 @@ _Item = tuple[Append, "asyncio.AbstractEventLoop | None", Any]
 class Writer:
     """Groups appends into commits of ``store``. Start it with :meth:`start`, or use it as a context manager.
 
-    ``on_commit`` is called in the writer's thread with the events of each commit, once they are durable. When it fails
+    ``on_commit`` is called in the writer's thread with the events of commits, once they are durable. When it fails
     it is called again with the same events before the next commit, which fails as long as it does.
     ``before_commit`` and ``after_commit`` are points at which tests let the process die.
 
@@ -93,6 +96,7 @@ class Writer:
         self._quick = True
         self._handed = 0
         self._turn: list[_Item] = []
+        self._later: list[Event] = []
         self._thread = threading.Thread(target=self._run, name="holdfast-writer", daemon=True)
 
     def start(self) -> Writer:
@@ -156,6 +160,7 @@ class Writer:
                 turn, self._turn = self._turn, []
                 for item in turn:
                     self._queue.put(item)
+                self._hand_later()
                 self._queue.put(None)
         if self._thread.ident is not None:
             self._thread.join()
@@ -186,6 +191,8 @@ class Writer:
 
     def _end_turn(self) -> None:
         """Commit, in the loop's thread, what was handed over in this turn of it."""
+        import asyncio
+
         with self._door:
             turn, self._turn = self._turn, []
         while turn:
@@ -197,8 +204,20 @@ class Writer:
                     break
             events = self._commit(turn[:count], here=True)
             if events and self._hooks:
-                self._queue.put(_Told(events))
+                with self._door:
+                    if not self._later:
+                        asyncio.get_running_loop().call_later(TELL_DELAY, self._tell_now)
+                    self._later += events
             turn = turn[count:]
+
+    def _tell_now(self) -> None:
+        with self._door:
+            self._hand_later()
+
+    def _hand_later(self) -> None:
+        events, self._later = self._later, []
+        if events:
+            self._queue.put(_Told(events))
 
     def _run(self) -> None:
         open_ = True
