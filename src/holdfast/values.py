@@ -28,7 +28,7 @@ def dump(value: Any, what: str = "the value", limit: int = MAX_VALUE) -> bytes:
     Raises:
         PayloadError: it is not JSON, or larger than ``limit`` bytes; names the place.
     """
-    plain = value if type(value) in _SCALARS else _plain(value, "$", what, 0)
+    plain = value if type(value) in _SCALARS or _is_plain(value, 0) else _plain(value, "$", what, 0)
     try:
         data = _encoder.encode(plain)
     except UnicodeEncodeError:
@@ -69,6 +69,22 @@ def digest(*parts: str | bytes) -> str:
 
 
 _SCALARS = frozenset({str, int, bool, type(None)})
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether a value is JSON as it stands: then nothing is copied, and no place is spelt out for an error."""
+    kind = type(value)
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or (type(item) not in _SCALARS and (depth > 127 or not _is_plain(item, depth + 1))):
+                return False
+        return True
+    if kind is list or kind is tuple:
+        for item in value:
+            if type(item) not in _SCALARS and (depth > 127 or not _is_plain(item, depth + 1)):
+                return False
+        return True
+    return kind is float and math.isfinite(value)
 
 
 def _plain(value: Any, at: str, what: str, depth: int) -> Any:
