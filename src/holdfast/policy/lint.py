@@ -12,6 +12,7 @@ from holdfast.errors import PolicyFileError
 from holdfast.policy.categories.base import fits, fits_any, is_pattern
 from holdfast.policy.conditions import nearest, tokens
 from holdfast.policy.model import PROFILES, Checked, clashes, examine
+from holdfast.policy.profiles import Named, compose, named
 from holdfast.policy.source import Document, Problem, read
 from holdfast.values import dump
 
@@ -53,18 +54,25 @@ def lint(
     """
     findings: list[LintFinding] = []
     checked: list[Checked] = []
+    regimes: list[Named] = []
     for path in paths:
         try:
             document = read(Path(path))
         except PolicyFileError as error:
             findings.append(_unread(Path(path), error))
             continue
-        good, problems = examine(document, profiles=profiles)
+        good, problems = examine(document)
+        which, wrong = named(document, profiles)
         checked += good
+        regimes += which
+        problems += wrong
         findings += [_error(problem) for problem in problems]
-        if not good and not problems:
+        if not good and not problems and not which:
             findings.append(_empty(document))
-    findings += [_error(problem) for problem in clashes(checked)]
+    composed = compose(checked, regimes)
+    findings += [_error(problem) for problem in composed.problems]
+    findings += [_advice(problem) for problem in composed.advice]
+    findings += [_error(problem) for problem in clashes(composed.checked)]
     for item in checked:
         findings += _one(item, known or {})
     findings += _pairs(checked)
@@ -87,6 +95,10 @@ def _error(problem: Problem) -> LintFinding:
     )
 
 
+def _advice(problem: Problem) -> LintFinding:
+    return msgspec.structs.replace(_error(problem), severity=Severity.WARNING)
+
+
 def _empty(document: Document) -> LintFinding:
     message = "the file holds no policy, so that it only switches the built-in bundle off; add policies or leave it out"
     return LintFinding(file=document.file, line=1, key="policies", severity=Severity.WARNING, message=message)
@@ -105,6 +117,8 @@ def _one(item: Checked, known: Mapping[str, Collection[str]]) -> list[LintFindin
     if policy.mode == "off":
         message = f"{policy.id} is off and is never asked; remove it, or set mode: shadow to see what it would do"
         findings.append(_finding(item, "mode", Severity.NOTE, message))
+    if item.note:
+        findings.append(_finding(item, "category", Severity.NOTE, item.note))
     findings += _condition(item)
     findings += _lists(item)
     findings += _names(item, known)
@@ -117,7 +131,7 @@ def _condition(item: Checked) -> list[LintFinding]:
     if source is None:
         return []
     lexemes = [token.text for token in tokens(source)]
-    if "action" not in lexemes and "facts" not in lexemes:
+    if not {"action", "facts", "history"} & set(lexemes):
         message = "the condition looks at nothing, so the rule applies always or never; remove it, or name a field"
         return [_finding(item, "when", Severity.WARNING, message)]
     if any(mark in lexemes for mark in ("|", "!", "?")):
@@ -142,8 +156,8 @@ def _condition(item: Checked) -> list[LintFinding]:
 def _lists(item: Checked) -> list[LintFinding]:
     """Lists that let nothing through."""
     allow, deny = getattr(item.params, "allow", None), getattr(item.params, "deny", ())
-    if allow is None:
-        return []
+    if allow is None or type(item.params).model_fields["allow"].default == ():
+        return []  # nothing was listed, or an exception that nobody needs
     if not allow:
         message = "the list of what is allowed is empty, so that nothing is; add names, or use kill_switch to say so"
         return [_finding(item, "with.allow", Severity.WARNING, message)]

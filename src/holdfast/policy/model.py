@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from holdfast.action import GATES, Outcome
 from holdfast.policy.categories import CATEGORIES
+from holdfast.policy.categories.aliases import ALIASES
 from holdfast.policy.categories.approvals import check_people
 from holdfast.policy.categories.base import ApprovalParams, Category, Params
 from holdfast.policy.conditions import ConditionError, check, nearest
@@ -26,6 +27,12 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 Scoped = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Word = Literal["warn", "redact", "throttle", "require_approval", "deny", "terminate"]
 _STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
+
+
+class Strict(BaseModel):
+    """Base of what stands in a file: unknown keys are refused, nothing changes after loading."""
+
+    model_config = _STRICT
 
 
 class Scope(BaseModel):
@@ -76,6 +83,9 @@ class PolicyFile(BaseModel):
 
     version: Literal[1] = Field(description="format of this file")
     profiles: tuple[str, ...] = Field(default=(), description="profiles whose policies apply as well")
+    profile_level: Literal["strict", "warn"] = Field(
+        default="strict", description="warn: the profiles' rules are in shadow, and what they lack is only said by lint"
+    )
     policies: tuple[Policy, ...] = Field(default=(), description="the rules")
 
 
@@ -88,6 +98,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     on_breach: Outcome
     file: str = ""
     line: int = 0
+    note: str = ""
+    """What the name in the file came to, when it was an alias."""
 
     @property
     def category(self) -> Category:
@@ -122,21 +134,29 @@ def load(paths: Iterable[Path | str], *, profiles: Path = PROFILES) -> list[Chec
     Raises:
         PolicyFileError: names file, line, key and cure of the first problem.
     """
+    from holdfast.policy.profiles import compose, named
+
     checked: list[Checked] = []
     problems: list[Problem] = []
+    regimes = []
     for path in paths:
         document = read(Path(path))
-        found, wrong = examine(document, profiles=profiles)
+        found, wrong = examine(document)
         checked += found
         problems += wrong
-    problems += clashes(checked)
+        which, wrong = named(document, profiles)
+        regimes += which
+        problems += wrong
+    composed = compose(checked, regimes)
+    problems += composed.problems
+    problems += clashes(composed.checked)
     if problems:
         raise refuse(problems)
-    return checked
+    return composed.checked
 
 
-def examine(document: Document, *, profiles: Path = PROFILES) -> tuple[list[Checked], list[Problem]]:
-    """The good policies of a document, and every problem in it."""
+def examine(document: Document) -> tuple[list[Checked], list[Problem]]:
+    """The good policies that stand in a document, and every problem in it."""
     value = document.value
     if not isinstance(value, dict):
         return [], [document.problem((), "a policy file holds version, profiles and policies; start with: version: 1")]
@@ -145,8 +165,15 @@ def examine(document: Document, *, profiles: Path = PROFILES) -> tuple[list[Chec
     try:
         PolicyFile.model_validate(outer)
     except ValidationError as error:
-        problems += _translate(document, (), error, PolicyFile)
-    policies = value.get("policies")
+        problems += translate(document, (), error, PolicyFile)
+    checked, wrong = examine_policies(document)
+    return checked, problems + wrong
+
+
+def examine_policies(document: Document) -> tuple[list[Checked], list[Problem]]:
+    """The good ones among a document's ``policies``, and every problem in them."""
+    problems: list[Problem] = []
+    policies = document.value.get("policies")
     if not isinstance(policies, list | None):
         problems.append(document.problem(("policies",), "a list of policies is needed; start each with: - id: NAME"))
         policies = None
@@ -156,11 +183,6 @@ def examine(document: Document, *, profiles: Path = PROFILES) -> tuple[list[Chec
         problems += wrong
         if one is not None:
             checked.append(one)
-    names = value.get("profiles")
-    for index, name in enumerate(names if isinstance(names, list) else ()):
-        found, wrong = _profile(document, ("profiles", index), str(name), profiles)
-        checked += found
-        problems += wrong
     return checked, problems
 
 
@@ -194,27 +216,20 @@ def profile_names(folder: Path = PROFILES) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _profile(document: Document, place: Place, name: str, folder: Path) -> tuple[list[Checked], list[Problem]]:
-    known = profile_names(folder)
-    if name not in known:
-        hint = nearest(name, known) if known else "; this version ships none, write the rules as policies"
-        return [], [document.problem(place, f"there is no profile {name}{hint}")]
-    inner = read(folder / f"{name}.yaml")
-    if isinstance(inner.value, dict) and inner.value.get("profiles"):
-        return [], [inner.problem(("profiles",), "a profile cannot name other profiles")]
-    return examine(inner, profiles=folder)
-
-
 def _policy(document: Document, place: Place, value: Any) -> tuple[Checked | None, list[Problem]]:
     if not isinstance(value, dict):
         return None, [document.problem(place, "a policy is a mapping; it needs id and category")]
     try:
         policy = Policy.model_validate(value)
     except ValidationError as error:
-        return None, _translate(document, place, error, Policy)
+        return None, translate(document, place, error, Policy)
+    note, alias = "", ALIASES.get(policy.category)
+    if alias is not None:
+        note = f"{policy.category} is {alias.category} here: {alias.note}"
+        policy = policy.model_copy(update={"category": alias.category, "with_": {**alias.params, **policy.with_}})
     category = CATEGORIES.get(policy.category)
     if category is None:
-        message = f"there is no category {policy.category}{nearest(policy.category, CATEGORIES)}"
+        message = f"there is no category {policy.category}{nearest(policy.category, [*CATEGORIES, *ALIASES])}"
         return None, [document.problem((*place, "category"), message)]
     problems: list[Problem] = []
     params = _params(document, (*place, "with"), category.params, policy.with_, problems)
@@ -235,7 +250,10 @@ def _policy(document: Document, place: Place, value: Any) -> tuple[Checked | Non
     if problems or params is None:
         return None, problems
     line = document.line((*place, "id")) if document.lines else 0
-    return Checked(policy=policy, params=params, gates=gates, on_breach=on_breach, file=document.file, line=line), []
+    checked = Checked(
+        policy=policy, params=params, gates=gates, on_breach=on_breach, file=document.file, line=line, note=note
+    )
+    return checked, []
 
 
 def _params(
@@ -244,7 +262,7 @@ def _params(
     try:
         return model.model_validate(_numbers(value))
     except ValidationError as error:
-        problems += _translate(document, place, error, model)
+        problems += translate(document, place, error, model)
         return None
 
 
@@ -297,7 +315,8 @@ def _keys(model: type[BaseModel]) -> dict[str, Any]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _translate(document: Document, place: Place, error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+def translate(document: Document, place: Place, error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """What pydantic refuses, as problems that name the key and the cure."""
     problems = []
     # A misspelt key is named before the one that it leaves missing: it is the cause.
     items = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")

@@ -6,6 +6,7 @@ from typing import Any
 
 from holdfast.action import GATES
 from holdfast.policy.categories import CATEGORIES
+from holdfast.policy.categories.aliases import ALIASES
 from holdfast.policy.categories.base import Category
 from holdfast.policy.model import PolicyFile, profile_names
 
@@ -22,7 +23,7 @@ def schema() -> dict[str, Any]:
     definitions = result["$defs"]
     policy = definitions["Policy"]
     keys = policy["properties"]
-    keys["category"] = {"enum": sorted(CATEGORIES), "description": keys["category"].get("description", "")}
+    keys["category"] = {"enum": sorted([*CATEGORIES, *ALIASES]), "description": keys["category"].get("description", "")}
     keys["gates"] = {
         "type": "array",
         "items": {"enum": list(GATES)},

@@ -321,14 +321,15 @@ def test_profiles_are_read_from_their_folder(write, tmp_path: Path) -> None:
     folder = tmp_path / "profiles"
     folder.mkdir()
     (folder / "strict.yaml").write_text(
-        "version: 1\npolicies:\n  - {id: strict/s, category: step_limit, with: {limit: 5}}\n"
+        "version: 1\ntitle: T\nabout: A\nrequires: [{control: c-1, says: few steps, rule: strict/s}]\n"
+        "policies:\n  - {id: strict/s, category: step_limit, with: {limit: 5}}\n"
     )
     (folder / "loop.yaml").write_text("version: 1\nprofiles: [strict]\npolicies: []\n")
     found = load([write("version: 1\nprofiles: [strict]\npolicies: []\n")], profiles=folder)
     assert [(item.policy.id, Path(item.file).name) for item in found] == [("strict/s", "strict.yaml")]
     with pytest.raises(PolicyFileError, match="did you mean strict"):
         load([write("version: 1\nprofiles: [stritc]\npolicies: []\n")], profiles=folder)
-    with pytest.raises(PolicyFileError, match="cannot name other profiles"):
+    with pytest.raises(PolicyFileError, match="there is no key profiles"):
         load([write("version: 1\nprofiles: [loop]\npolicies: []\n")], profiles=folder)
 
 

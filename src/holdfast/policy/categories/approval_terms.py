@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -49,7 +49,7 @@ class ApprovalBinding(Category):
     default_gates = ("tool",)
     verdicts = REFUSALS
     controls = ("soc2:CC8.1", "sox:approval", "hipaa:164.312(c)(1)")
-    tighter: Mapping[str, str] = {"reason": "true"}
+    tighter: ClassVar[Mapping[str, str]] = {"reason": "true", "auth": "named"}
     example = """\
 id: approvals-are-bound
 category: approval_binding
@@ -95,7 +95,7 @@ class ApprovalExpiry(Category):
     default_gates = ("tool",)
     verdicts = REFUSALS
     controls = ("soc2:CC6.3", "sox:approval")
-    tighter: Mapping[str, str] = {"max_age": "lower", "together": "lower"}
+    tighter: ClassVar[Mapping[str, str]] = {"max_age": "lower", "together": "lower"}
     example = """\
 id: approvals-go-stale
 category: approval_expiry
@@ -148,8 +148,9 @@ class BreakGlass(Category):
     verdicts = REFUSALS
     first = True
     controls = ("hipaa:164.312(a)(2)(ii)", "soc2:CC7.4", "sox:emergency-changes")
-    tighter: Mapping[str, str] = {
-        "lifts": "subset", "people": "higher", "max": "lower", "review_within": "lower", "min_reason": "higher",
+    tighter: ClassVar[Mapping[str, str]] = {
+        "lifts": "subset",
+        "openers": "named", "people": "higher", "max": "lower", "review_within": "lower", "min_reason": "higher",
     }  # fmt: skip
     example = """\
 id: emergency

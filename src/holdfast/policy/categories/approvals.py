@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -26,6 +27,7 @@ class RequireApproval(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
+    tighter: ClassVar[Mapping[str, str]] = {"approvers": "named", "quorum": "higher", "ttl": "lower"}
     example = """\
 id: wire-approval
 category: require_approval
@@ -64,6 +66,7 @@ class FourEyes(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
+    tighter: ClassVar[Mapping[str, str]] = {"approvers": "named", "quorum": "higher", "ttl": "lower"}
     example = """\
 id: two-others-release-payments
 category: four_eyes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import functools
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -61,6 +62,7 @@ class BudgetUsd(Category):
     gates = ("llm", "tool", "step", "http", "spawn")
     default_gates = ("llm",)
     verdicts = LIMITS
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "floor_tokens": "higher", "per_call": "higher"}
     example = """\
 id: cost-ceiling
 category: budget_usd
@@ -105,6 +107,7 @@ class BudgetTokens(Category):
     gates = ("llm",)
     default_gates = ("llm",)
     verdicts = LIMITS
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "floor_tokens": "higher"}
     example = """\
 id: tokens-a-day
 category: budget_tokens
@@ -142,6 +145,7 @@ class ModelPriceCeiling(Category):
     gates = ("llm",)
     default_gates = ("llm",)
     verdicts = LIMITS
+    tighter: ClassVar[Mapping[str, str]] = {"input_per_mtok": "lower", "output_per_mtok": "lower"}
     example = """\
 id: no-dear-models
 category: model_price_ceiling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,7 +43,7 @@ class DelegationDepth(Category):
     default_gates = ("spawn",)
     verdicts = REFUSALS
     controls = ("soc2:CC6.3", "model-risk:limits")
-    tighter: Mapping[str, str] = {"limit": "lower"}
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: two-levels
 category: delegation_depth
@@ -84,7 +84,7 @@ class DelegationAttenuation(Category):
     default_gates = ("spawn",)
     verdicts = REFUSALS
     controls = ("soc2:CC6.3", "pci-dss:7.2.2")
-    tighter: Mapping[str, str] = {"inherit": "false", "ceiling": "true"}
+    tighter: ClassVar[Mapping[str, str]] = {"inherit": "false", "ceiling": "true"}
     example = """\
 id: no-more-than-the-parent
 category: delegation_attenuation
@@ -155,7 +155,7 @@ class SpawnLimit(Category):
     default_gates = ("spawn",)
     verdicts = REFUSALS
     controls = ("soc2:A1.1",)
-    tighter: Mapping[str, str] = {"per_run": "lower", "per_tree": "lower"}
+    tighter: ClassVar[Mapping[str, str]] = {"per_run": "lower", "per_tree": "lower"}
     example = """\
 id: a-hundred-children
 category: spawn_limit

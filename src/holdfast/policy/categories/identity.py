@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 from pydantic import Field
 
@@ -58,7 +58,12 @@ class AgentIdentityRequired(Category):
     default_gates = ACTS
     verdicts = HARD
     controls = ("soc2:CC6.1", "hipaa:164.312(d)", "pci-dss:8.2.1")
-    tighter: Mapping[str, str] = {"methods": "subset", "max_age": "lower"}
+    tighter: ClassVar[Mapping[str, str]] = {
+        "methods": "subset",
+        "max_age": "lower",
+        "issuers": "named",
+        "subjects": "named",
+    }
     example = """\
 id: agents-have-names
 category: agent_identity_required
@@ -114,7 +119,7 @@ class OnBehalfOf(Category):
     default_gates = ("tool", "http", "memory", "file")
     verdicts = REFUSALS
     controls = ("soc2:CC6.3", "hipaa:164.308(a)(4)", "pci-dss:7.2.5")
-    tighter: Mapping[str, str] = {"required": "true"}
+    tighter: ClassVar[Mapping[str, str]] = {"required": "true", "people": "named"}
     example = """\
 id: no-more-than-the-person
 category: on_behalf_of
@@ -159,7 +164,12 @@ class ServiceAccountScope(Category):
     default_gates = ACTS
     verdicts = REFUSALS
     controls = ("soc2:CC6.3", "pci-dss:7.2.5", "pci-dss:8.6.1")
-    tighter: Mapping[str, str] = {"accounts": "superset", "allow": "subset", "people": "false"}
+    tighter: ClassVar[Mapping[str, str]] = {
+        "accounts": "superset",
+        "allow": "subset",
+        "people": "false",
+        "auth": "named",
+    }
     example = """\
 id: nightly-job
 category: service_account_scope
@@ -209,7 +219,7 @@ class TenantIsolation(Category):
     default_gates = ("tool", "http", "file", "spawn", "memory", "output", "llm")
     verdicts = HARD
     controls = ("soc2:CC6.1", "hipaa:164.308(a)(4)(ii)(A)", "gdpr:art-32")
-    tighter: Mapping[str, str] = {"share": "subset", "arguments": "superset", "keys": "superset"}
+    tighter: ClassVar[Mapping[str, str]] = {"share": "subset", "arguments": "superset", "keys": "superset"}
     example = """\
 id: tenants-apart
 category: tenant_isolation
@@ -255,7 +265,7 @@ class UserSuspension(Category):
     default_gates = GATES
     verdicts = (Outcome.TERMINATE, Outcome.DENY)
     controls = ("soc2:CC6.2", "pci-dss:8.2.5", "hipaa:164.308(a)(3)(ii)(C)")
-    tighter: Mapping[str, str] = {"users": "superset", "agents": "superset"}
+    tighter: ClassVar[Mapping[str, str]] = {"users": "superset", "agents": "superset"}
     example = """\
 id: suspended-users
 category: user_suspension
@@ -350,7 +360,7 @@ def _within(key: str, tenant: str) -> bool:
     return key.startswith(f"{tenant}/") and ".." not in key.split("/")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

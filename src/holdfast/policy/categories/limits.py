@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -32,6 +33,7 @@ class StepLimit(Category):
     gates = ("step",)
     default_gates = ("step",)
     verdicts = ENDS
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: at-most-500-steps
 category: step_limit
@@ -67,6 +69,7 @@ class ToolCallLimit(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: three-transfers-a-run
 category: tool_call_limit
@@ -110,6 +113,7 @@ class WallClockLimit(Category):
     gates = GATES
     default_gates = ACTS
     verdicts = ENDS
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: done-within-a-day
 category: wall_clock_limit
@@ -148,6 +152,7 @@ class IdleLimit(Category):
     gates = GATES
     default_gates = ACTS
     verdicts = ENDS
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: stalled-for-an-hour
 category: idle_limit
@@ -196,6 +201,12 @@ class LoopDetection(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
+    tighter: ClassVar[Mapping[str, str]] = {
+        "max_repeats": "lower",
+        "window": "higher",
+        "max_cycle": "higher",
+        "cycle_repeats": "lower",
+    }
     example = """\
 id: going-round-in-circles
 category: loop_detection

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -36,6 +37,7 @@ class ModelAllowlist(Category):
     gates = ("llm",)
     default_gates = ("llm",)
     verdicts = REFUSALS
+    tighter: ClassVar[Mapping[str, str]] = {"allow": "subset", "deny": "superset", "pinned": "true"}
     example = """\
 id: reviewed-models
 category: model_allowlist

@@ -6,7 +6,7 @@ import datetime
 import functools
 import zoneinfo
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -52,7 +52,7 @@ class CircuitBreaker(Category):
     default_gates = ("llm", "tool", "http")
     verdicts = (Outcome.DENY, Outcome.THROTTLE, Outcome.WARN, Outcome.TERMINATE)
     controls = ("soc2:A1.2",)
-    tighter: Mapping[str, str] = {"failures": "lower", "error_percent": "lower", "cool_down": "higher"}
+    tighter: ClassVar[Mapping[str, str]] = {"failures": "lower", "error_percent": "lower", "cool_down": "higher"}
     example = """\
 id: bank-is-down
 category: circuit_breaker
@@ -125,7 +125,7 @@ class RetryLimit(Category):
     default_gates = ACTS
     verdicts = REFUSALS
     controls = ("soc2:A1.2",)
-    tighter: Mapping[str, str] = {"attempts": "lower", "per_run": "lower", "irreversible": "false"}
+    tighter: ClassVar[Mapping[str, str]] = {"attempts": "lower", "per_run": "lower", "irreversible": "false"}
     example = """\
 id: three-attempts
 category: retry_limit
@@ -185,7 +185,7 @@ class ScheduleWindow(Category):
     default_gates = ("tool", "http")
     verdicts = REFUSALS
     controls = ("sox:change-windows", "soc2:CC6.1")
-    tighter: Mapping[str, str] = {"days": "subset", "blackout": "superset"}
+    tighter: ClassVar[Mapping[str, str]] = {"days": "subset", "blackout": "superset"}
     example = """\
 id: payments-in-office-hours
 category: schedule_window
@@ -270,7 +270,7 @@ class IdempotencyGuard(Category):
     default_gates = ("tool",)
     verdicts = REFUSALS
     controls = ("soc2:PI1.3", "sox:completeness-and-accuracy")
-    tighter: Mapping[str, str] = {"effects": "superset"}
+    tighter: ClassVar[Mapping[str, str]] = {"effects": "superset"}
     example = """\
 id: pay-once
 category: idempotency_guard

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +38,7 @@ class RateLimit(Category):
     gates = ("llm", "tool", "step", "http", "spawn", "memory", "file")
     default_gates = ("llm", "tool")
     verdicts = SLOWS
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "burst": "lower"}
     example = """\
 id: sixty-calls-a-minute
 category: rate_limit
@@ -84,6 +86,7 @@ class ConcurrencyLimit(Category):
     gates = ("llm", "tool", "step", "http", "spawn")
     default_gates = ("llm", "tool")
     verdicts = SLOWS
+    tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "ttl": "higher"}
     example = """\
 id: four-model-calls-at-once
 category: concurrency_limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
@@ -64,7 +64,7 @@ class BlastRadius(Category):
     default_gates = ("tool",)
     verdicts = REFUSALS
     controls = ("soc2:CC6.8", "sox:authorisation-limits", "mifid2:rts6-art15")
-    tighter: Mapping[str, str] = {"each": "lower", "total": "lower"}
+    tighter: ClassVar[Mapping[str, str]] = {"each": "lower", "total": "lower"}
     example = """\
 id: at-most-50000-a-day
 category: blast_radius
@@ -147,7 +147,7 @@ class SequenceRule(Category):
     default_gates = ("tool",)
     verdicts = REFUSALS
     controls = ("sox:process-order", "soc2:PI1.3")
-    tighter: Mapping[str, str] = {"require": "superset", "forbid_after": "superset"}
+    tighter: ClassVar[Mapping[str, str]] = {"require": "superset", "forbid_after": "superset"}
     example = """\
 id: check-before-paying
 category: sequence_rule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -44,7 +44,7 @@ class BudgetTree(Category):
     default_gates = ("llm", "spawn")
     verdicts = LIMITS
     controls = ("soc2:CC5.2", "model-risk:limits")
-    tighter: Mapping[str, str] = {
+    tighter: ClassVar[Mapping[str, str]] = {
         "limit": "lower",
         "floor_tokens": "higher",
         "spawn_floor": "higher",
@@ -113,7 +113,7 @@ class CostAnomaly(Category):
     verdicts = (Outcome.WARN, Outcome.DENY, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
     phases = frozenset({"after"})
     controls = ("soc2:CC7.2", "model-risk:monitoring")
-    tighter: Mapping[str, str] = {"deviations": "lower", "min_calls": "lower", "min_cost": "lower"}
+    tighter: ClassVar[Mapping[str, str]] = {"deviations": "lower", "min_calls": "lower", "min_cost": "lower"}
     example = """\
 id: odd-costs
 category: cost_anomaly
@@ -178,7 +178,7 @@ class ChargebackTags(Category):
     default_gates = ("llm", "step")
     verdicts = (Outcome.DENY, Outcome.WARN, Outcome.TERMINATE)
     controls = ("soc2:CC5.2",)
-    tighter: Mapping[str, str] = {"required": "superset"}
+    tighter: ClassVar[Mapping[str, str]] = {"required": "superset"}
     example = """\
 id: a-cost-centre-each
 category: chargeback_tags

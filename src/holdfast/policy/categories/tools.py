@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -33,6 +34,7 @@ class ToolAllowlist(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = REFUSALS
+    tighter: ClassVar[Mapping[str, str]] = {"allow": "subset", "deny": "superset"}
     example = """\
 id: bank-tools
 category: tool_allowlist
