@@ -147,7 +147,7 @@ class RunState(msgspec.Struct, kw_only=True):
 
     def waiting(self) -> list[Record]:
         """Records that wait, oldest first."""
-        return [record for record in self.records.values() if record.state == "waiting"]
+        return [record for record in self.records.values() if record.state == "waiting" and self._wanted(record)]
 
     def open(self) -> list[Record]:
         """Records with an intent and no outcome."""
@@ -157,8 +157,15 @@ class RunState(msgspec.Struct, kw_only=True):
     def wake_at(self) -> int | None:
         """When the run wants to go on by itself."""
         times = [r.wait.wake_at for r in self.waiting() if r.wait and r.wait.wake_at is not None]
-        times += [r.retry_at for r in self.records.values() if r.state == "retry"]
+        # Without a time it is for an attempt of the enclosing step to try again, if that asks for it at all.
+        times += [r.retry_at for r in self.records.values() if r.state == "retry" and r.retry_at and self._wanted(r)]
         return min(times, default=None)
+
+    def _wanted(self, record: Record) -> bool:
+        """Whether anybody may still ask for it: no step around it has ended."""
+        parts = record.id.split("/")
+        around = (self.records.get("/".join(parts[:depth])) for depth in range(1, len(parts)))
+        return not any(outer is not None and outer.finished for outer in around)
 
 
 def fold(events: Iterable[Event]) -> RunState:
