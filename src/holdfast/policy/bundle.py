@@ -22,6 +22,7 @@ from holdfast.policy.conditions import Condition, ConditionError, Conditions, Sc
 from holdfast.policy.history import Question
 from holdfast.policy.model import Checked, clashes, one
 from holdfast.policy.model import load as load_policies
+from holdfast.policy.quiet import Plan
 from holdfast.policy.source import refuse
 from holdfast.values import dump, sha256
 
@@ -74,7 +75,7 @@ class Bundle:
         # What lifts rules is heard before the rules that it lifts; otherwise they come by id.
         heard = sorted(active, key=lambda rule: not rule.category.first)
         self._phases = {
-            (phase, gate): tuple(rule for rule in heard if gate in rule.gates and phase in rule.category.phases)
+            (phase, gate): Plan(rule for rule in heard if gate in rule.gates and phase in rule.category.phases)
             for phase in PHASES
             for gate in GATES
         }
@@ -85,9 +86,9 @@ class Bundle:
         """What the record must keep of each action for rules to add up."""
         fields = sorted({field for rule in active for field in rule.scope})
         self._scope: Callable[[Facts], Any] | None = attrgetter(*fields) if fields else None
-        self._plans: dict[Any, tuple[Rule, ...]] = {}
+        self._plans: dict[Any, Plan] = {}
 
-    def plan(self, gate: str, facts: Facts, phase: str = "before") -> tuple[Rule, ...]:
+    def plan(self, gate: str, facts: Facts, phase: str = "before") -> Plan:
         """The rules at a gate that look in this phase and whose scope fits, sorted by id."""
         scope = self._scope
         if scope is None:
@@ -97,7 +98,7 @@ class Bundle:
         if plan is None:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[key] = tuple(rule for rule in self._phases[phase, gate] if not misfit(rule, facts))
+            plan = self._plans[key] = Plan(rule for rule in self._phases[phase, gate] if not misfit(rule, facts))
         return plan
 
     def asks(self, action: Action, facts: Facts, phase: str = "before") -> tuple[Question, ...]:

@@ -29,6 +29,7 @@ MAX_LENGTH = 4096
 ACTION_FIELDS = (
     "kind", "gate", "name", "id", "args", "digest", "effect", "attempt", "model", "provider", "max_tokens",
     "input_tokens", "witness", "target", "host", "method", "path", "credential",
+    "region", "labels", "server",
 )  # fmt: skip
 FACTS_FIELDS = (
     "now", "tenant", "region", "agent", "workflow", "run", "session", "root", "depth", "principal", "auth", "roles",
@@ -165,7 +166,7 @@ Getter = Callable[[Action, Facts], Any]
 class Condition:
     """One compiled expression."""
 
-    __slots__ = ("_fast", "_moving", "_program", "_text", "asked", "fields", "kept", "source")
+    __slots__ = ("_fast", "_program", "_text", "asked", "fields", "flat", "kept", "moving", "source")
 
     def __init__(self, source: str) -> None:
         """Compile.
@@ -180,7 +181,10 @@ class Condition:
         self._program = _compiled(engine, self._text)
         self.fields = _fields(chains)
         self.kept: dict[str, Getter] = {}
-        self._moving: tuple[tuple[str, Getter], ...] = ()
+        self.moving: tuple[tuple[str, Getter], ...] = ()
+        """Variables of the flat form, each with what gives its value."""
+        self.flat = ""
+        """The expression with a variable for each path; empty where it needs whole views."""
         self._fast: Any = None
         if not presence and all(chain.plain for chain in chains):
             self._flatten(engine, chains)
@@ -198,8 +202,9 @@ class Condition:
                 moving[name] = _getter(chain.names)
             pieces += [self._text[at : chain.start], name]
             at = chain.end
-        self._fast = _compiled(engine, "".join([*pieces, self._text[at:]]))
-        self._moving = tuple(moving.items())
+        self.flat = "".join([*pieces, self._text[at:]])
+        self._fast = _compiled(engine, self.flat)
+        self.moving = tuple(moving.items())
 
     def __call__(self, scene: Scene) -> bool:
         """Whether the condition holds.
@@ -223,7 +228,7 @@ class Condition:
         if self._fast is None:
             return self._program.execute(scene.views())
         values, lacking = scene.values, False
-        for name, getter in self._moving:
+        for name, getter in self.moving:
             value = getter(scene.action, scene.facts)
             if value is None:
                 # An undefined variable is an error of the language, as a missing field is: && and || absorb both alike.

@@ -60,7 +60,16 @@ def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
         )
         return court.verdict()
     scene: Scene | None = None
-    for rule in bundle.plan(gate, facts):
+    plan = bundle.plan(gate, facts)
+    rules: tuple[Rule, ...] = plan
+    if (quiet := plan.quiet) is not None:
+        try:
+            scene = bundle.conditions.bind(action, facts)
+            if quiet(scene):
+                rules = plan.always
+        except Exception:  # noqa: BLE001 - it is met again below, where the rule denies
+            scene = None
+    for rule in rules:
         if rule.when is not None and scene is None:
             try:
                 scene = bundle.conditions.bind(action, facts)
