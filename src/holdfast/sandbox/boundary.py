@@ -131,6 +131,8 @@ class Started:
         self._finish()
 
     def _init_ended(self) -> None:
+        if self._init_fd < 0:
+            return
         self._loop.remove_reader(self._init_fd)
         if self._status is None:
             self._loop.call_later(registry.LINGER_SECONDS, self._end_outer)
@@ -143,6 +145,9 @@ class Started:
     def _finish(self) -> None:
         inside_gone = self._init_fd < 0 or procs.gone(self._init_fd)
         if self._status is not None and inside_gone and not self._ended.done():
+            # The loop lets go of the descriptor before it is closed: its number may soon be another file's.
+            if self._init_fd >= 0:
+                self._loop.remove_reader(self._init_fd)
             self._ended.set_result(self._exit(self._status))
 
     def _exit(self, status: int) -> Exit:
