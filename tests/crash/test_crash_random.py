@@ -93,7 +93,7 @@ def test_random_kills_of_many_runs_side_by_side(tmp_path: Path) -> None:
         here = 0
         while True:
             # Of a late turn's last node nothing is asked but to bring everything to its end.
-            count = chance.randint(1, 12 * RUNS) if kills < KILLS else 1 << 30
+            count = chance.randint(1, 5 * RUNS) if kills < KILLS else 1 << 30
             if not fleet.serve(count, chance.choice(("before", "after"))):
                 break
             here, kills = here + 1, kills + 1
