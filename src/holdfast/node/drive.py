@@ -184,7 +184,8 @@ class Driver:
         run.stop = asyncio.get_running_loop().create_future()
         self.control_changed()
         try:
-            await self._start(inc)
+            if not await self._start(inc):
+                return await self._ended(inc)
             return await self._follow(inc)
         finally:
             inc.close()
@@ -197,7 +198,8 @@ class Driver:
         for record in wanted:
             record.value = found.get(record.result)
 
-    async def _start(self, inc: Incarnation) -> None:
+    async def _start(self, inc: Incarnation) -> bool:
+        """Start the worker and tell it what to run; False when it ended before it said a word."""
         run, state, header = self.run, self.run.state, self.run.header
         folder, deployment = materialise(self._store, header.deployment, self._services.home)
         input_ = await self._services.payload(header.tenant, state.input)
@@ -209,6 +211,8 @@ class Driver:
             raise Stop(Kind.RUN_FAILED, code=error.code, message=str(error)) from None
         inc.channel = await Channel.open(outer, inc.on_message, inc.on_end)
         await self._said(inc, inc.ready, "speak")
+        if not inc.ready.done():
+            return False
         data = {"incarnation": inc.number, "held": self.boundary.held, "python": inc.ready.result().python}
         started = run.recorder.draft(Kind.RUN_STARTED, data)
         # What a dead incarnation had reserved is settled: sent calls in full, since what became of them is not known.
@@ -231,6 +235,7 @@ class Driver:
             )
         )
         await write
+        return True
 
     async def _said(self, inc: Incarnation, word: asyncio.Future[Any], what: str) -> None:
         """Wait for a worker's word, for its end, for a stop, or for the time to be up."""
