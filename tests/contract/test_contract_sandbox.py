@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from holdfast.errors import IsolationError, UsageError
-from holdfast.sandbox import confine, levels, procs, registry, runtime
+from holdfast.sandbox import collector, confine, levels, procs, registry, runtime
 from holdfast.sandbox.base import Boundary, Channel, Exit, Label, Limits, Mount, Reason, Spec
 from holdfast.sandbox.interpreter import interpreter_mounts
 
@@ -270,6 +270,38 @@ def test_close_leaves_nothing_behind(name: str, home: Path) -> None:
                 path.name for path in (home / "cache").glob("*")
             ]
             assert not list((home / "workspaces").glob("*"))
+
+    run(scenario())
+
+
+def test_files_come_out_after_the_end_and_links_do_not(name: str, home: Path) -> None:
+    code = """
+    os.mkdir("out")
+    open("out/report", "w").write("done")
+    os.symlink("/etc/passwd", "link")
+    say("up"); hear()
+    """
+    blobs = collector.FolderBlobs(home / "blobs")
+
+    async def scenario() -> None:
+        async with started(name, home, code) as (boundary, talk):
+            assert await talk.hear() == "up"
+            if name == "gvisor":
+                with pytest.raises(IsolationError, match="keeps the workspace to itself"):
+                    boundary.workspace()
+                return
+            fd = boundary.workspace()
+            try:
+                boundary.kill()
+                await ended(boundary)
+                found = collector.collect(fd, blobs, "acme")
+            finally:
+                os.close(fd)
+            [one] = found.artefacts
+            assert (one.path, blobs.path("acme", one.digest).read_bytes()) == ("out/report", b"done")
+            assert [refused.path for refused in found.refused] == ["link"]
+            with pytest.raises(IsolationError, match="not there any more"):
+                boundary.workspace()
 
     run(scenario())
 
@@ -554,7 +586,7 @@ def test_registry_ends_what_matches_and_nothing_else(name: str, home: Path) -> N
 NODE = """
 import asyncio, json, os, socket, sys
 from pathlib import Path
-from holdfast.sandbox import confine, levels, procs, registry, runtime
+from holdfast.sandbox import collector, confine, levels, procs, registry, runtime
 from holdfast.sandbox.base import Channel, Label, Spec
 from holdfast.sandbox.interpreter import interpreter_mounts
 
@@ -646,7 +678,7 @@ def test_an_ordinary_user_is_refused_a_container_with_the_cure(
     runtime.find.cache_clear()
     outer, inner = socket.socketpair()
     try:
-        with outer, pytest.raises(IsolationError, match="needs root here.*choose level namespace"):
+        with outer, pytest.raises(IsolationError, match=r"needs root here.*choose level namespace"):
             run(levels.level(level).start(spec(home, "", inner)))
     finally:
         runtime.find.cache_clear()
@@ -655,7 +687,7 @@ def test_an_ordinary_user_is_refused_a_container_with_the_cure(
 def test_without_landlock_the_level_is_refused_with_the_cure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confine, "abi", lambda: 0)
     outer, inner = socket.socketpair()
-    with outer, pytest.raises(IsolationError, match="this kernel has no Landlock: boot Linux 5.13"):
+    with outer, pytest.raises(IsolationError, match=r"this kernel has no Landlock: boot Linux 5.13"):
         run(levels.level("landlock").start(spec(home, "", inner)))
     assert registry.entries(home) == []
 

@@ -17,9 +17,10 @@ def probe(json: opening.Json = False) -> None:
     """Boot a command at each isolation level. Exit status 8 when the configured level is not to be had."""
     import asyncio
 
-    wanted = config.load().sandbox.level
+    settings = config.load().sandbox
+    wanted = settings.level
     with output.progress("starting a boundary at each level", quiet=json):
-        found = asyncio.run(probe_levels())
+        found = asyncio.run(probe_levels(settings.uid_range))
     if json:
         output.emit({"wanted": wanted, "levels": found})
     else:
@@ -31,7 +32,7 @@ def probe(json: opening.Json = False) -> None:
         raise typer.Exit(exits.ISOLATION)
 
 
-async def probe_levels() -> list[dict[str, Any]]:
+async def probe_levels(uid_range: tuple[int, int] | None = None) -> list[dict[str, Any]]:
     """What a probe of every level finds, weakest level first."""
     from holdfast.errors import IsolationError
     from holdfast.sandbox import levels
@@ -39,7 +40,7 @@ async def probe_levels() -> list[dict[str, Any]]:
     found = []
     for name in levels.NAMES:
         try:
-            result = await levels.level(name).probe()
+            result = await levels.level(name, uid_range=uid_range).probe()
         except IsolationError as error:
             reason, _, cure = str(error).partition("; ")
             item = {"level": name, "available": False, "reason": reason, "cure": cure, "seconds": 0.0}

@@ -142,6 +142,15 @@ class Boundary(Protocol):
     def pids(self) -> tuple[int, ...]:
         """Host pids of all processes inside, as far as they can be seen."""
 
+    def workspace(self) -> int:
+        """A descriptor of the workspace, for :func:`holdfast.sandbox.collector.collect`; the caller closes it.
+
+        Opened while the boundary runs, it keeps the files until it is closed, also after all inside has ended.
+
+        Raises:
+            IsolationError: the boundary has ended, or this level keeps its files to itself.
+        """
+
 
 class Level(Protocol):
     """One isolation level."""

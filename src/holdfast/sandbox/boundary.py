@@ -13,7 +13,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast.sandbox import procs, registry
+from holdfast.errors import IsolationError
+from holdfast.sandbox import bwrap, collector, procs, registry
 from holdfast.sandbox.base import Exit, Held, Reason
 from holdfast.sandbox.cgroup import Group
 from holdfast.sandbox.registry import Entry
@@ -104,6 +105,24 @@ class Started:
         if self._entry.level in registry.PLAIN:
             return tuple(procs.tree(self.pid)) if procs.alive(self._entry.outer) else ()
         return ()
+
+    def workspace(self) -> int:
+        """A descriptor of the workspace, for :func:`holdfast.sandbox.collector.collect`; the caller closes it.
+
+        Opened while the boundary runs, it keeps the files until it is closed, also after all inside has ended.
+        """
+        home, entry = bwrap.WORKSPACE, self._entry
+        first = entry.init or entry.outer
+        if entry.level == "gvisor":
+            raise IsolationError("gVisor keeps the workspace to itself: hand files out through the channel")
+        if entry.level in registry.PLAIN:
+            home = entry.workspace if entry.level == "process" else f"{entry.workspace}/home"
+        path = Path(home) if entry.level == "process" else Path(f"/proc/{first.pid}/root{home}")
+        fd = collector.open_workspace(path)
+        if procs.alive(first):
+            return fd
+        os.close(fd)
+        raise IsolationError("the workspace is not there any more: open it before the boundary ends")
 
     async def _close(self) -> None:
         self.kill()

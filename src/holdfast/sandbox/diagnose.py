@@ -3,6 +3,7 @@ limits."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import shutil
@@ -20,6 +21,8 @@ from holdfast.sandbox.base import Availability, Label, Limits, Reason, Spec
 if TYPE_CHECKING:
     from holdfast.sandbox.base import Level
 
+PROBE_SECONDS = 30.0
+"""How long ``/bin/true`` may take to end, after a start that has its own limit."""
 MINIMUM = (0, 8)
 """First version of bubblewrap with ``--disable-userns`` and ``--size``."""
 _INSTALL = "apt install bubblewrap (Debian, Ubuntu), dnf install bubblewrap (Fedora, RHEL), apk add bubblewrap (Alpine)"
@@ -122,11 +125,17 @@ async def probe(level: Level) -> Availability:
         try:
             boundary = await level.start(spec)
             try:
-                ended = await boundary.wait()
+                async with asyncio.timeout(PROBE_SECONDS):
+                    ended = await boundary.wait()
+            except TimeoutError:
+                raise IsolationError(
+                    f"/bin/true did not end inside within {PROBE_SECONDS:.0f} s; is the machine overloaded?"
+                ) from None
             finally:
                 await boundary.close()
         except IsolationError as error:
-            cause, _, cure = str(error).partition(": ")
+            said = str(error)
+            cause, _, cure = said.rpartition("; ") if "; " in said else said.partition(": ")
             return Availability(
                 level=level.name, available=False, reason=cause, cure=cure, seconds=time.monotonic() - started
             )
