@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field, StringConstraints, ValidationError
 
+from holdfast.policy.categories import CATEGORIES
 from holdfast.policy.conditions import nearest
 from holdfast.policy.model import (
     Checked,
@@ -105,6 +106,9 @@ def read_profile(folder: Path, name: str) -> tuple[Profile | None, list[Problem]
     for index, one in enumerate(head.requires):
         if (one.rule is None) == (one.category is None):
             problems.append(document.problem(("requires", index), "name either a rule or a category"))
+        elif one.category is not None and one.category not in CATEGORIES:
+            message = f"there is no category {one.category}{nearest(one.category, CATEGORIES)}"
+            problems.append(document.problem(("requires", index, "category"), message))
         elif one.rule is not None and one.rule not in known:
             problems.append(document.problem(("requires", index, "rule"), f"there is no rule {one.rule} in this file"))
     answered = {one.rule for one in head.requires}

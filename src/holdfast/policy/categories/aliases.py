@@ -41,7 +41,6 @@ _KNOWN: Mapping[str, Alias] = {
         category="canary_leak", note="a planted token that turns up is a verdict in the record, which alerts can follow"
     ),
     "recursion_bound": Alias(category="delegation_depth", note="how deep runs may start runs"),
-    "prompt_allowlist": Alias(category="tool_argument_schema", note="a call's arguments must match what is allowed"),
 }
 
 ALIASES: Mapping[str, Alias] = MappingProxyType(
