@@ -259,6 +259,22 @@ AGENT = """
                 ctx.llm.generate("hello", max_tokens=100)
 
         @workflow
+        def forked(self, ctx):
+            ctx.files.write("note", "shared")
+            drawn = ctx.random()
+            child = ctx.spawn(Child, {"n": 4}).result()
+            late = ctx.spawn(Child, {"n": 5})
+            ctx.tool("book", amount=1)
+            outer = ctx.call(self.nests)
+            return [drawn, child, late.result(), outer, ctx.files.list(), ctx.call(self.draws)]
+
+        def nests(self, ctx):
+            return [ctx.call(self.draws), ctx.call(self.draws)]
+
+        def draws(self):
+            return os.urandom(8).hex()
+
+        @workflow
         def denied(self, ctx):
             if ctx.input.get("catch"):
                 try:
@@ -695,4 +711,44 @@ def test_denied_and_terminated_leave_with_their_statuses(desk: Desk, model_serve
     assert ended["cost_usd"] <= 0.004
     assert 1 <= len(server.requests) <= 5
     assert not (desk.folder / "books.log").exists()
+    desk.verify()
+
+
+def test_a_fork_shares_its_history_and_goes_on_by_itself(desk: Desk) -> None:
+    origin = desk.start("forked")
+    assert origin.status == "completed", origin
+    forked = desk.json("runs", "fork", origin.run_id, "--step", "nests.1/draws.2")
+    assert (forked["status"], forked["run_id"] != origin.run_id) == ("completed", True)
+    old, new = origin.output, forked["output"]
+    assert new[:3] == old[:3], "samples and children are shared"
+    assert new[3][0] == old[3][0], "and so is what came before the step, within the one around it too"
+    assert new[3][1] != old[3][1], "the step itself runs anew"
+    assert (new[4], new[5] != old[5]) == (["note"], True)
+    assert (desk.folder / "books.log").read_text() == "book 1\n", "no effect happens again"
+    (created,) = desk.events(forked["run_id"], "run.created")
+    assert (created.data["forked_from"], created.data["at"]) == (origin.run_id, "nests.1/draws.2")
+    made = [e.data["action"]["id"] for e in desk.events(forked["run_id"], "intent") if "copied" not in e.data]
+    assert made == ["nests.1", "nests.1/draws.2", "draws.1"]
+    with desk.service() as service:
+        service.kill("run", forked["run_id"], "too late", principal=desk.person, compensate=True)
+        whole = service.fork(origin.run_id)
+        with pytest.raises(UsageError, match=r"has no step nests\.7"):
+            service.fork(origin.run_id, "nests.7")
+    assert desk.drive(whole).output == old
+    desk.verify()
+
+
+def test_a_fork_undoes_nothing_of_its_origin_and_is_refused_under_a_kill(desk: Desk) -> None:
+    origin = desk.start("forked")
+    with desk.service() as service:
+        copy = service.fork(origin.run_id, "draws.1")
+        killed = service.kill("run", copy, "not this one", principal=desk.person, compensate=True)
+        assert service.run(copy).rule == f"kill:{killed.id}"
+    assert (desk.folder / "books.log").read_text() == "book 1\n"
+    with desk.service() as service:
+        service.kill("agent", "features", "all", principal=desk.person)
+        refused = service.fork(origin.run_id, "draws.1")
+        assert service.run(refused).status == "refused"
+        with pytest.raises(UsageError, match="has no history"):
+            service.fork(refused)
     desk.verify()

@@ -10,7 +10,7 @@ from holdfast.cli import opening, output
 from holdfast.cli.run import describe, finish, follow, report
 from holdfast.errors import UsageError
 
-app = typer.Typer(help="List, show, follow, resume and repair runs.", no_args_is_help=True)
+app = typer.Typer(help="List, show, follow, resume, fork and repair runs.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -67,6 +67,19 @@ def resume(run: opening.RunId, json: opening.Json = False) -> None:
     """Go on with a run that waits or whose node died. A finished run prints its result again."""
     with opening.service() as service:
         finish(follow(service, run, json), json)
+
+
+@app.command()
+def fork(
+    run: opening.RunId,
+    step: Annotated[str, typer.Option(help="Step id from which the copy runs anew; empty: from the end.")] = "",
+    as_: opening.As = "",
+    json: opening.Json = False,
+) -> None:
+    """Start a copy of a run that shares its history up to a step, and drive it. What is shared is not done again."""
+    with opening.service() as service:
+        copy = service.fork(run, step, principal=opening.principal(as_))
+        finish(follow(service, copy, json), json)
 
 
 @app.command()

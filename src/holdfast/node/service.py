@@ -23,6 +23,7 @@ from holdfast.journal.fold import FINAL
 from holdfast.journal.open import open_store
 from holdfast.node import lease, operate, show
 from holdfast.node.dispatch.local import nudge
+from holdfast.node.forking import fork
 from holdfast.node.submit import create_tenant, ensure_default, submit
 from holdfast.node.views import ApprovalView, DrillResult, KillResult, Principal, RunRow, RunView, TenantView
 
@@ -184,6 +185,14 @@ class Service:
     def run(self, run: str) -> RunView:
         """A run as it stands."""
         return show.view(self.store, run)
+
+    def fork(self, run: str, step: str = "", *, principal: Principal = SYSTEM) -> str:
+        """Create a run that shares another's history up to a step; gives its id
+        (:func:`holdfast.node.forking.fork`)."""
+        name, events = fork(self.store, self._clock, run, step, principal)
+        self._committed(events)
+        nudge(self._home)
+        return name
 
     def runs(self, limit: int | None = None) -> list[RunRow]:
         """Runs, newest first."""

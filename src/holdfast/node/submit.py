@@ -109,7 +109,7 @@ def create(
     isolation: str,
     principal: Principal,
 ) -> tuple[str, tuple[Event, ...]]:
-    """Write a run's first event, under the kills that are in force at that very moment."""
+    """Create a run of pinned code, under the kills that are in force at that very moment."""
     name = run_id()
     header = Header(
         stream=name,
@@ -124,31 +124,44 @@ def create(
         deployment=pinned.digest,
         created_at=clock.now(),
     )
-    facts = Facts(now=clock.now(), tenant=tenant, agent=header.agent, workflow=header.workflow, run=name)
+    created = creation(
+        header,
+        bundle.digest,
+        isolation,
+        input_,
+        target=pinned.deployment.target,
+        at=clock.now(),
+        clock_error=clock.clock_error(),
+    )
+    return name, begin(store, clock, header, created)
+
+
+def begin(
+    store: Store, clock: Clock, header: Header, created: Draft, history: tuple[Draft, ...] = ()
+) -> tuple[Event, ...]:
+    """Write a run's first event, and a history that it shares, unless a standing kill refuses it; gives its events.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    facts = Facts(
+        now=clock.now(), tenant=header.tenant, agent=header.agent, workflow=header.workflow, run=header.stream
+    )
     while True:
         generation = store.kill_generation()
         kill = standing(store.kills(), facts)
-        draft = creation(
-            header,
-            bundle.digest,
-            isolation,
-            input_,
-            target=pinned.deployment.target,
-            at=clock.now(),
-            clock_error=clock.clock_error(),
-        )
         append = Append(
-            stream=name,
+            stream=header.stream,
             epoch=0,
             node=CLI,
-            drafts=(_refused(draft, kill) if kill else draft,),
+            drafts=(_refused(created, kill),) if kill else (created, *history),
             create=header,
             kill_generation=generation,
             patch=Patch(status="refused", set_ready=True) if kill else None,
         )
         result = store.transact([append])[0]
         if isinstance(result, Appended):
-            return name, result.events
+            return result.events
         if isinstance(result, Refused) and result.reason != "kill":
             raise StoreError(f"the run could not be written: {result.message}")
 
