@@ -55,6 +55,16 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Path of an HTTP request, without its query; of a file action, the file."""
     credential: str = ""
     """Name of the secret that the node would add on the way out; empty: none."""
+    addresses: tuple[str, ...] = ()
+    """What the node resolved ``host`` to (HTTP only); empty: it has not."""
+    region: str = ""
+    """Where what it reaches stands, as the node's configuration says; empty: not known."""
+    labels: tuple[str, ...] = ()
+    """Labels of what its arguments stand for without holding it: opaque handles, artefacts."""
+    server: str = ""
+    """The MCP server whose tool it is; empty: it is none's."""
+    definition: Mapping[str, Any] = {}
+    """The tool as its server describes it: ``description`` and ``inputSchema`` (MCP only)."""
     witness: str = "node"
 
     @property
@@ -138,6 +148,18 @@ class Glass(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When the review was recorded; 0: not yet."""
 
 
+class Declassified(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Someone has taken a label off, and answers for it."""
+
+    label: str
+    by: str
+    """The authenticated principal."""
+    reason: str
+    at: int
+    digest: str = ""
+    """Digest of the one action that it is for; empty: the rest of the run."""
+
+
 class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What came of an action: what the rules that look afterwards decide on."""
 
@@ -151,6 +173,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: int | None = None
     """Input and output together; None: not known."""
     took_us: int = 0
+    labels: tuple[str, ...] = ()
+    """Labels that were kept with what came back: of a memory entry, an artefact, a child's output."""
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, tag="budget", tag_field="op"):
@@ -258,6 +282,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     refusals: Mapping[str, Refusal] = {}
     """Reservations that did not fit, by key, when this action was last tried."""
     labels: tuple[str, ...] = ()
+    """What the incarnation has taken in so far: a high-water mark."""
+    declassified: tuple[Declassified, ...] = ()
+    """Labels that people have taken off, each with who and why."""
+    vouched: tuple[str, ...] = ()
+    """Marks (see ``policy.flow.mark``) of values that the principal's own input named."""
+    sources: tuple[str, ...] = ()
+    """Names of what the run has read, as the node saw it: URLs, documents, tool calls."""
     tags: Mapping[str, str] = {}
     """What the run's cost is booked under, as given at its start: ``cost-centre``, ``project``, …"""
     identity: str = ""
