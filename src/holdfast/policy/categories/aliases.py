@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -43,7 +42,22 @@ _KNOWN: Mapping[str, Alias] = {
     "recursion_bound": Alias(category="delegation_depth", note="how deep runs may start runs"),
 }
 
-ALIASES: Mapping[str, Alias] = MappingProxyType(
-    {name: alias for name, alias in _KNOWN.items() if alias.category in CATEGORIES}
-)
+
+class _Aliases(Mapping[str, Alias]):
+    """Looked up by name, so that no category is loaded for its alias's sake alone."""
+
+    def __getitem__(self, name: str) -> Alias:
+        alias = _KNOWN[name]
+        if alias.category not in CATEGORIES:
+            raise KeyError(name)
+        return alias
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, alias in _KNOWN.items() if alias.category in CATEGORIES)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+ALIASES: Mapping[str, Alias] = _Aliases()
 """Every alias of a category that this version has."""
