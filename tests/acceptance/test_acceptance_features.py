@@ -12,6 +12,7 @@ import pytest
 from holdfast.errors import UsageError
 from holdfast.journal.base import InboxItem
 from holdfast.node.views import Principal
+from holdfast.sandbox import registry
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -259,6 +260,28 @@ AGENT = """
                 ctx.llm.generate("hello", max_tokens=100)
 
         @workflow
+        def once(self, ctx):
+            if ctx.input.how == "raises":
+                return ctx.call(self.wire, "raises")
+            if ctx.input.how == "connector":
+                return ctx.call(self.around, timeout=1.5, retries=3, backoff=0.01)
+            return ctx.call(self.wire, "hangs", timeout=1.5)
+
+        def around(self, ctx):
+            return ctx.tool("hangs")
+
+        @tool(retries=5, backoff=0.01)
+        def wire(self, how):
+            if how == "raises":
+                raise ConnectionError("after it was sent, perhaps")
+            time.sleep(3600)
+
+        @workflow
+        def pinned(self, ctx):
+            ctx.wait_signal("go")
+            return "old"
+
+        @workflow
         def forked(self, ctx):
             ctx.files.write("note", "shared")
             drawn = ctx.random()
@@ -285,6 +308,7 @@ AGENT = """
 """
 BANK = """
     import os
+    import time
     from pathlib import Path
 
     BOOKS = Path(__file__).with_name("books.log")
@@ -299,6 +323,10 @@ BANK = """
 
     def unbook(amount, idempotency_key):
         write("unbook", amount)
+
+    def hangs():
+        write("hangs")
+        time.sleep(3600)
 
     def pay(amount, idempotency_key):
         write("pay", amount, idempotency_key)
@@ -318,6 +346,8 @@ SETTINGS = """
     effect = "idempotent"
     [connectors.pay]
     call = "bank.py:pay"
+    [connectors.hangs]
+    call = "bank.py:hangs"
 """
 
 
@@ -751,4 +781,40 @@ def test_a_fork_undoes_nothing_of_its_origin_and_is_refused_under_a_kill(desk: D
         assert service.run(refused).status == "refused"
         with pytest.raises(UsageError, match="has no history"):
             service.fork(refused)
+    desk.verify()
+
+
+@pytest.mark.parametrize("how", ["hangs", "connector"])
+def test_an_irreversible_tool_that_overruns_is_in_doubt_and_not_tried_again(desk: Desk, how: str) -> None:
+    view = desk.start("once", {"how": how})
+    assert view.status == "in_doubt", view
+    (pending,) = view.pending
+    assert pending.step == {"hangs": "wire.1", "connector": "around.1/hangs.1"}[how]
+    assert desk.steps(view.run_id).count(pending.step) == 1
+    with desk.service() as service:
+        service.resolve(view.run_id, "done", b'"sent"', principal=desk.person)
+    assert desk.drive(view.run_id).output == "sent"
+    assert desk.steps(view.run_id).count(pending.step) == 1
+    desk.verify()
+
+
+def test_an_irreversible_tool_that_raised_is_not_tried_again(desk: Desk) -> None:
+    view = desk.start("once", {"how": "raises"})
+    assert (view.status, view.error_code) == ("failed", "step_failed")
+    assert desk.steps(view.run_id) == ["wire.1"]
+    desk.verify()
+
+
+def test_a_waiting_run_costs_no_process_and_goes_on_with_the_code_that_it_began_with(desk: Desk) -> None:
+    with desk.serving():
+        run = desk.submit("features.py:Features", workflow="pinned")
+        desk.until(lambda: desk.view(run).status == "suspended", "it waits")
+        desk.until(lambda: not registry.entries(desk.home), "its process is gone")
+        desk.write("features.py", AGENT.replace('return "old"', 'return "new"'))
+        fresh = desk.submit("features.py:Features", workflow="pinned")
+        for one in (run, fresh):
+            with desk.service() as service:
+                service.signal(one, "go", b"null", principal=desk.person)
+        assert desk.ended(run, "completed").output == "old"
+        assert desk.ended(fresh, "completed").output == "new"
     desk.verify()

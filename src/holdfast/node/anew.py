@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from holdfast.action import Effect, Settlement
+from holdfast.action import Settlement
 from holdfast.journal.base import Patch
 from holdfast.journal.event import Kind
-from holdfast.node.run import Run
-from holdfast.node.tools import doubt
+from holdfast.node.run import Run, doubt, never_again
 from holdfast.policy.decide import settlements
 
 _KEPT = ("counters", "started_at", "incarnation", "signals", "recent", "files")
@@ -23,7 +22,7 @@ async def begin_anew(run: Run, input_: bytes) -> None:
     await run.recorder.flush()
     settle: list[Settlement] = []
     for record in run.state.open():
-        if record.action.effect == Effect.IRREVERSIBLE and record.action.kind == "tool":
+        if never_again(record.action):
             raise doubt(run, record.id, f"{record.id} was under way when the workflow continued as new")
         settle += settlements(record.reservations, sent=record.action.kind in ("llm", "tool"))
     data = {name: getattr(run.state, name) for name in _KEPT}

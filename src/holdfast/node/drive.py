@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from holdfast import wire
-from holdfast.action import Action, Effect, Outcome, Settlement
+from holdfast.action import Action, Outcome, Settlement
 from holdfast.errors import HoldfastError, IsolationError, ProtocolError, StoreError
 from holdfast.gate import Control, Fenced
 from holdfast.journal.base import Patch, Store, StreamState
@@ -27,7 +27,7 @@ from holdfast.node.incarnation import Incarnation
 from holdfast.node.launch import launch, root_inside
 from holdfast.node.pressure import under_pressure
 from holdfast.node.recorder import Recorder
-from holdfast.node.run import Place, Run, Stop
+from holdfast.node.run import Place, Run, Stop, doubt, never_again
 from holdfast.node.services import Services
 from holdfast.policy.decide import settlements
 from holdfast.sandbox.base import Boundary, Level, Limits
@@ -157,10 +157,8 @@ class Driver:
             return await self._rest("in_doubt")
         if state.diverged:
             return await self._rest("suspended")
-        for record in state.open():
-            if record.action.effect == Effect.IRREVERSIBLE and record.action.kind == "tool":
-                what = f"{record.id} was begun and its outcome is not known"
-                raise tools.doubt(run, record.id, what)
+        if (stop := self._doubt()) is not None:
+            raise stop
         waiting = {record.id for record in state.waiting()}
         if state.incarnation and state.status == "suspended" and waiting and waiting == before:
             return await self._rest("suspended")
@@ -369,12 +367,16 @@ class Driver:
             how = words.get(exit_.reason.value, f"exited with status {exit_.status}")
             message = f"the worker {how}, {MAX_LOSSES} times in a row without progress"
             return await self._stopped(Stop(Kind.RUN_FAILED, code="worker_lost", message=message))
-        for record in run.state.open():
-            if record.action.effect == Effect.IRREVERSIBLE and record.action.kind == "tool":
-                return await self._stopped(
-                    tools.doubt(run, record.id, f"{record.id} was begun and its outcome is not known")
-                )
+        if (stop := self._doubt()) is not None:
+            return await self._stopped(stop)
         return True
+
+    def _doubt(self) -> Stop | None:
+        """What may have happened, must not happen twice, and has no outcome: it is asked about before anything else."""
+        for record in self.run.state.open():
+            if never_again(record.action):
+                return doubt(self.run, record.id, f"{record.id} was begun and its outcome is not known")
+        return None
 
     async def _stopped(self, stop: Stop, trace: str = "") -> bool:
         if stop.kind == Kind.WORKER_LOST and stop.code == "timeout":
@@ -383,6 +385,8 @@ class Driver:
                 self._inc.close()
             await self._end_boundary()
             await self.run.recorder.flush()
+            if (unclear := self._doubt()) is not None:
+                raise unclear
             return True
         if stop.kind == Kind.WORKER_LOST:
             raise StoreError(stop.message) if stop.code != "fenced" else Fenced(stop.message)

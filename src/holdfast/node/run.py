@@ -376,6 +376,18 @@ def idempotency_key(run: str, step: str) -> str:
     return digest(run, step)[:32]
 
 
+def doubt(run: Run, id_: str, message: str) -> Stop:
+    """The run stops and asks what became of an irreversible effect."""
+    name = run.state.run
+    cure = f"find out at the receiver (key {idempotency_key(name, id_)}), then `holdfast runs resolve {name}`"
+    return Stop(Kind.RUN_IN_DOUBT, code="in_doubt", message=f"{message}; {cure}", rule=id_)
+
+
+def never_again(action: Action) -> bool:
+    """Whether it must not be done a second time when it may have happened once."""
+    return action.kind == "tool" and action.effect == Effect.IRREVERSIBLE
+
+
 def effect_of(word: str) -> Effect:
     """An effect class by its word; an unknown one counts as irreversible."""
     try:

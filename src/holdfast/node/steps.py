@@ -12,7 +12,7 @@ from holdfast.errors import PayloadError, ProtocolError
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
 from holdfast.node.incarnation import Incarnation, call_digest, handles
-from holdfast.node.run import Place, Stop, effect_of, idempotency_key
+from holdfast.node.run import Place, Stop, doubt, effect_of, idempotency_key, never_again
 from holdfast.policy.decide import settlements
 from holdfast.values import MAX_VALUE, load
 
@@ -126,7 +126,8 @@ async def _failed(inc: Incarnation, body: Body, error: str, message: str, code: 
     settle = settlements(body.verdict.reservations, sent=True) if body.verdict else ()
     attempts = max(1, body.message.retry.attempts)
     text = f"{body.place.id}: {error}: {message}" if message else f"{body.place.id}: {error}"
-    if body.action.attempt < attempts and code not in FINAL_CODES:
+    # Whatever the code says of it, an irreversible tool may have had its effect before it raised.
+    if body.action.attempt < attempts and code not in FINAL_CODES and not never_again(body.action):
         at = run.services.clock.now() + backoff_us(body.message.retry, body.action.attempt)
         data = {
             "id": body.place.id,
@@ -157,6 +158,9 @@ def _overdue(inc: Incarnation, body: Body) -> None:
     settle = settlements(body.verdict.reservations, sent=True) if body.verdict else ()
     seconds = body.message.timeout_us / 1e6
     text = f"{body.place.id} did not end within {seconds:g} s"
+    if never_again(body.action):
+        run.end(doubt(run, body.place.id, f"{text}, and what it did is not known"))
+        return
     if body.action.attempt < body.message.retry.attempts:
         at = run.services.clock.now() + backoff_us(body.message.retry, body.action.attempt)
         data = {"id": body.place.id, "attempt": body.action.attempt, "code": "timeout", "message": text, "retry_at": at}

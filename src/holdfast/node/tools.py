@@ -12,7 +12,7 @@ from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
 from holdfast.node.connector_process import ConnectorFailure
 from holdfast.node.incarnation import Incarnation, call_digest, handles
-from holdfast.node.run import Place, Run, Stop, idempotency_key
+from holdfast.node.run import Place, Run, doubt, idempotency_key
 from holdfast.node.steps import backoff_us
 from holdfast.policy.decide import settlements
 from holdfast.values import dump, load
@@ -136,13 +136,6 @@ async def _failed(
     run.recorder.push()
     inc.fault(message.id, code, text)
     return False
-
-
-def doubt(run: Run, id_: str, message: str) -> Stop:
-    """The run stops and asks what became of an irreversible effect."""
-    name = run.state.run
-    cure = f"find out at the receiver (key {idempotency_key(name, id_)}), then `holdfast runs resolve {name}`"
-    return Stop(Kind.RUN_IN_DOUBT, code="in_doubt", message=f"{message}; {cure}", rule=id_)
 
 
 @handles(wire.Compensate)
