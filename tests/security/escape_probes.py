@@ -22,7 +22,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Facts = dict[str, Any]
@@ -294,6 +294,189 @@ def signal_to_the_host(facts: Facts) -> bool:
                 if facts["token"].encode() in file.read():
                     os.kill(int(name), 0)
                     return True
+    return False
+
+
+# processes of one boundary that must not reach each other: what made itself undumpable, and the first process
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[tuple[int, int]]:
+    """A process that let nobody in, and where in it (and here) known bytes are."""
+    data = ctypes.create_string_buffer(b"known", 8)
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _libc.prctl(4, *(ctypes.c_ulong(0) for _ in range(4)))
+        os.write(tell, b"x")
+        time.sleep(600)
+        os._exit(0)
+    os.read(ready, 1)
+    try:
+        yield child, ctypes.addressof(data)
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+@probe
+def guarded_memory_by_file(facts: Facts) -> bool:
+    with _guarded() as (child, address), open(f"/proc/{child}/mem", "rb", buffering=0) as file:
+        file.seek(address)
+        return file.read(5) == b"known"
+
+
+@probe
+def guarded_memory_for_writing(facts: Facts) -> bool:
+    with _guarded() as (child, _), open(f"/proc/{child}/mem", "r+b", buffering=0):
+        return True
+
+
+@probe
+def guarded_memory_by_call(facts: Facts) -> bool:
+    with _guarded() as (child, address):
+        into = ctypes.create_string_buffer(8)
+        local = struct.pack("PL", ctypes.addressof(into), 5)
+        call(facts, "process_vm_readv", child, local, 1, struct.pack("PL", address, 5), 1, 0)
+        return into.value == b"known"
+
+
+@probe
+def guarded_memory_written_by_call(facts: Facts) -> bool:
+    with _guarded() as (child, address):
+        local = struct.pack("PL", address, 5)
+        return call(facts, "process_vm_writev", child, local, 1, local, 1, 0) == 5
+
+
+@probe
+def guarded_descriptor(facts: Facts) -> bool:
+    with _guarded() as (child, _):
+        os.close(call(facts, "pidfd_getfd", os.pidfd_open(child), 1, 0))
+        return True
+
+
+@probe
+def guarded_tracing(facts: Facts) -> bool:
+    with _guarded() as (child, _):
+        call(facts, "ptrace", 16, ctypes.c_long(child), 0, 0)
+        os.waitpid(child, 0x40000000)
+        call(facts, "ptrace", 17, ctypes.c_long(child), 0, 0)
+        return True
+
+
+@probe
+def first_process_memory(facts: Facts) -> bool:
+    with open("/proc/1/mem", "r+b", buffering=0):
+        return True
+
+
+@probe
+def first_process_traced(facts: Facts) -> bool:
+    call(facts, "ptrace", 0x4206, ctypes.c_long(1), 0, 0)  # seized, and let go when this process ends
+    return True
+
+
+@probe
+def signal_by_number(facts: Facts) -> bool:
+    """The node's pid means the node only in the node's pid namespace."""
+    if os.stat("/proc/self/ns/pid").st_ino != facts["namespaces"]["pid"]:
+        return False
+    os.kill(facts["node_pid"], 0)
+    return True
+
+
+@probe
+def signal_to_all(facts: Facts) -> bool:
+    """Signal 0 to everything that can be reached: the node's canary must not be among it."""
+    if os.stat("/proc/self/ns/pid").st_ino != facts["namespaces"]["pid"]:
+        return False
+    os.kill(facts["canary"], 0)
+    return True
+
+
+# links out, devices, kernel interfaces, more than one's share
+
+
+@probe
+def hard_link_to_the_host(facts: Facts) -> bool:
+    os.link(facts["host_file"], "hard")
+    return readable("hard")
+
+
+@probe
+def symlink_to_the_host(facts: Facts) -> bool:
+    os.symlink(facts["host_file"], "soft")
+    return readable("soft")
+
+
+def _opens(path: str, flags: int) -> Callable[[Facts], bool]:
+    def opens(facts: Facts) -> bool:
+        os.close(os.open(path, flags | os.O_NONBLOCK))
+        return True
+
+    return opens
+
+
+for _path in ("kvm", "fuse", "net/tun", "vhost-vsock", "loop-control", "snapshot", "mapper/control"):
+    PROBES[f"device:{_path}"] = _opens(f"/dev/{_path}", os.O_RDWR)
+for _path in (
+    "kernel/modprobe",
+    "kernel/hostname",
+    "kernel/randomize_va_space",
+    "kernel/unprivileged_bpf_disabled",
+    "vm/drop_caches",
+    "vm/overcommit_memory",
+    "fs/binfmt_misc/register",
+    "fs/suid_dumpable",
+    "net/ipv4/ip_forward",
+):
+    PROBES[f"sysctl:{_path}"] = _opens(f"/proc/sys/{_path}", os.O_WRONLY)
+
+
+@probe
+def choose_the_next_pid(facts: Facts) -> bool:
+    """Everybody may open this one; writing is what takes a capability."""
+    with open("/proc/sys/kernel/ns_last_pid", "r+") as file:
+        last = file.read().strip()
+        file.seek(0)
+        file.write(last)
+    return True
+
+
+PROBES["kernel_memory_image"] = _opens("/proc/kcore", os.O_RDONLY)
+
+
+@probe
+def kernel_addresses(facts: Facts) -> bool:
+    with open("/proc/kallsyms") as file:
+        return any(int(line.split()[0], 16) for _, line in zip(range(1000), file, strict=False))
+
+
+@probe
+def higher_priority(facts: Facts) -> bool:
+    os.setpriority(os.PRIO_PROCESS, 0, -20)
+    return True
+
+
+@probe
+def realtime_scheduling(facts: Facts) -> bool:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    return True
+
+
+@probe
+def become_root(facts: Facts) -> bool:
+    os.setresuid(0, 0, 0)
+    return True
+
+
+@probe
+def leave_the_cgroup(facts: Facts) -> bool:
+    with open("/proc/self/mountinfo") as file:
+        mounts = [line.split()[4] for line in file if " - cgroup" in line]
+    for mount in mounts:
+        with contextlib.suppress(OSError), open(os.path.join(mount, "cgroup.procs"), "w"):
+            return True
     return False
 
 

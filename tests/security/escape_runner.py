@@ -216,6 +216,7 @@ def main() -> None:
     names = [*refused, "socket", "clone", "personality"]
     numbers = {name: pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) for name in names}
     loopback_up()
+    canary = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     facts = furnish(world, probes) | serve()
     facts |= {
         "syscalls": {name: number for name, number in numbers.items() if number >= 0},
@@ -225,8 +226,9 @@ def main() -> None:
         "hostname": socket.gethostname(),
         "node_gid": os.getgid(),
         "world": str(world),
+        "node_pid": os.getpid(),
+        "canary": canary.pid,
     }
-    canary = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         results: dict[str, Any] = {}
         for level in chosen:

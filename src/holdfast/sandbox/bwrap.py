@@ -75,7 +75,12 @@ def arguments(plan: Plan) -> list[str]:
     for fd, target in ((plan.passwd, "/etc/passwd"), (plan.group, "/etc/group"), (plan.hosts, "/etc/hosts")):
         # A copy, not a mount: each mount costs a start a third of a millisecond.
         out += ["--perms", "0444", "--file", str(fd), target]
-    out += ["--proc", "/proc"] if plan.fresh_proc else ["--dir", "/proc"]
+    if plan.fresh_proc:
+        # The first process is bubblewrap, under the program's own uid: what can be written of it there would let the
+        # program loose from the node's life.
+        out += ["--proc", "/proc", "--perms", "0000", "--size", "4096", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]
+    else:
+        out += ["--dir", "/proc"]
     out += ["--dev", "/dev"]
     size = [] if plan.limits.disk is None else ["--size", str(plan.limits.disk)]
     for target, mode in (("/dev/shm", "1777"), ("/tmp", "1777"), (WORKSPACE, "0700")):  # noqa: S108

@@ -20,6 +20,7 @@ from holdfast.errors import IsolationError
 from holdfast.sandbox import bwrap, diagnose, oci, procs, registry, runtime, uids
 from holdfast.sandbox.base import Availability, Held, Limits, Spec
 from holdfast.sandbox.boundary import Started
+from holdfast.sandbox.bwrap import View
 from holdfast.sandbox.cgroup import Cgroups, Group
 from holdfast.sandbox.gate import Gate
 from holdfast.sandbox.runtime import Runtime
@@ -82,12 +83,14 @@ class ContainerLevel:
             held = _held(self.name, spec.limits, group, leases[0].uid)
             gate = Gate(starting)
             numbers, script = wiring(how, [channel.variable for channel in spec.channels])
+            # A program that cannot be read cannot be reached into either, by whoever runs under the same uid.
+            shell = (View(source=runtime.closed_shell(), target="/.gate/sh"),) if how.passes else ()
             folder = runtime.BUNDLES / id
             failed.callback(runtime.remove, self.name, id)
             bundle = oci.Bundle(
                 argv=spec.argv,
                 env=spec.env | {name: str(number) for name, number in numbers.items()},
-                views=prepared.views,
+                views=(*prepared.views, *shell),
                 hide_files=prepared.hide_files,
                 hide_folders=prepared.hide_folders,
                 empty=prepared.empty,
@@ -96,6 +99,7 @@ class ContainerLevel:
                 limits=spec.limits,
                 hold_memory=held.limits.get("memory") == "rlimit",
                 gate=script,
+                shell=shell[0].target if shell else "/bin/sh",
                 gvisor=not how.passes,
                 folders=frozenset(str(one.target) for one in spec.mounts if one.source.is_dir()),
             )

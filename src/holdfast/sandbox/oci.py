@@ -50,6 +50,8 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     """Whether nothing but an rlimit holds the memory."""
     gate: str
     """Shell script of the first process inside."""
+    shell: str = "/bin/sh"
+    """What runs it."""
     folders: frozenset[str] = frozenset()
     """Targets that are folders: a view's source may be in a mount namespace of its own."""
     gvisor: bool = False
@@ -76,7 +78,17 @@ def configuration(bundle: Bundle) -> dict[str, Any]:
         "process": {
             "terminal": False,
             "user": {"uid": bundle.uid, "gid": bundle.uid, "additionalGids": []},
-            "args": ["/usr/bin/setpriv", "--pdeathsig", "KILL", "--", "/bin/sh", "-c", bundle.gate, "sh", *bundle.argv],
+            "args": [
+                "/usr/bin/setpriv",
+                "--pdeathsig",
+                "KILL",
+                "--",
+                bundle.shell,
+                "-c",
+                bundle.gate,
+                "sh",
+                *bundle.argv,
+            ],
             "env": [f"{name}={value}" for name, value in bwrap.environment(bundle.env).items()],
             "cwd": bwrap.WORKSPACE,
             "capabilities": {which: [] for which in ("bounding", "effective", "inheritable", "permitted", "ambient")},
@@ -103,6 +115,8 @@ def furnish(folder: Path, bundle: Bundle) -> None:
     root = folder / "rootfs"
     for name in ("usr", "proc", "dev", "tmp", "run", "etc", bwrap.WORKSPACE[1:]):
         (root / name).mkdir(parents=True)
+    if bundle.gvisor:
+        (root / "dev/fuse").touch()
     # A runtime gives a tmpfs the mode of the place that it is mounted onto.
     (root / "tmp").chmod(0o1777)
     (root / bwrap.WORKSPACE[1:]).chmod(0o700)
@@ -144,9 +158,11 @@ def _mounts(bundle: Bundle) -> list[dict[str, Any]]:
         access = ("rw",) if view.writable else fixed
         mounts.append(one(view.target, "bind", view.source, "rbind", *access, *_SAFE))
     if bundle.gvisor:
-        for target in ("/sys", *bundle.hide_folders):
+        for target in ("/sys", "/dev/net", *bundle.hide_folders):
             mounts.append(one(target, "tmpfs", "tmpfs", "ro", *_SAFE, "mode=0000", "size=4096"))
-        mounts += [one(target, "bind", bundle.empty, "bind", "ro", *_SAFE) for target in bundle.hide_files]
+        mounts += [
+            one(target, "bind", bundle.empty, "bind", "ro", *_SAFE) for target in ("/dev/fuse", *bundle.hide_files)
+        ]
     return mounts
 
 
@@ -181,11 +197,22 @@ def filter_(machine: str) -> dict[str, Any]:
     One list, whose rules are alternatives: what our own filter forbids by argument is here allowed for every other
     value of the argument. What is named nowhere answers ENOSYS, other ABIs end the process.
     """
-    conditional = {"ioctl", "clone", "socket", "socketpair", "personality", *seccomp.MODES, *seccomp.OPENS}
+    conditional = {
+        "setpriority",
+        "ioctl",
+        "clone",
+        "socket",
+        "socketpair",
+        "personality",
+        *seccomp.MODES,
+        *seccomp.OPENS,
+    }
     rules = [
         _rule(sorted(syscalls.ALLOWED - conditional)),
         _rule(sorted(syscalls.DENIED), action="SCMP_ACT_ERRNO", error=errno.EPERM),
         _rule(["clone"], _bits(0, seccomp.NAMESPACE_FLAGS, 0)),
+        # Nothing above the usual priority: a negative number is a large one here.
+        _rule(["setpriority"], {"index": 2, "value": 20, "op": "SCMP_CMP_LE"}),
         _rule(["socketpair"], _equal(0, 1)),
         *(_rule(["personality"], _equal(0, value)) for value in seccomp.PERSONALITIES),
         *(_rule(["socket"], _equal(0, int(family))) for family in seccomp.FAMILIES),

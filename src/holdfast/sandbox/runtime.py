@@ -77,6 +77,27 @@ def find(level: str) -> Runtime:
     return Runtime(program=program, options=options, passes=True, setpriv=setpriv, nsenter=nsenter)
 
 
+@functools.cache
+def closed_shell() -> str:
+    """A copy of this host's shell that everybody may run and only root may read.
+
+    The kernel lets nobody trace a process, or see its memory, that runs what that somebody may not read.
+
+    Raises:
+        IsolationError: it cannot be made.
+    """
+    target = HOST / "sh"
+    partial = HOST / f"sh.{os.getpid()}"
+    try:
+        HOST.mkdir(mode=0o755, parents=True, exist_ok=True)
+        shutil.copyfile("/bin/sh", partial)
+        partial.chmod(0o111)
+        partial.replace(target)
+    except OSError as error:
+        raise IsolationError(f"the gate's shell cannot be made in {HOST}: {error.strerror}") from None
+    return str(target)
+
+
 def state(level: str) -> Path:
     """Folder of the host where a level's runtime keeps what it knows."""
     return HOST / f"{level}-state"
