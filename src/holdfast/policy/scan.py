@@ -59,6 +59,10 @@ _SIMPLE = {
     gate.LOGIN: secrets.logins,
 }
 _RUN = frozenset("0123456789 .-()/+")
+_BARE = 7
+"""Length of a trigger of digits without a separator among them."""
+_CODE = 16
+"""Length from which a token may be code."""
 _DIGITS = re.compile(r"\d(?:[ .\-/()]{0,3}\d){6}")
 
 
@@ -194,6 +198,12 @@ def _scan(text: str, budget: decode.Budget, depth: int) -> tuple[list[Found], li
                 found += identifiers.ip4(text, start, end)
             if start >= seen[gate.NUMBER]:
                 seen[gate.NUMBER] = _numbers(text, start, end, found)
+            # Hexadecimal and base64 may begin with digits, or be hardly anything else.
+            if end - start == _BARE and start >= seen[gate.TOKEN]:
+                first, last = decode.token(text, start, end)
+                if last - first >= _CODE:
+                    seen[gate.TOKEN] = last
+                    _token(text, first, last, budget, depth, (found, decoded, opaque))
         elif kind == gate.ORDER:
             if start >= seen[gate.ORDER]:
                 more, seen[gate.ORDER] = injection.injections(text, start, end)

@@ -232,7 +232,8 @@ class PathGuardParams(Params):
     deny: tuple[Pattern, ...] = Field(
         default=(
             "/etc/*", "/proc/*", "/sys/*", "/dev/*", "/root/*", "/boot/*", "/var/run/*", "*/.ssh/*", ".ssh/*",
-            "*/.aws/*", ".aws/*", "*/.git/*", ".git/*", "*.env", "*/.netrc", ".netrc", "*.pem", "*.key", "*_rsa", "*/.kube/*",
+            "*/.aws/*", ".aws/*", "*/.git/*", ".git/*", "*.env", "*/.netrc", ".netrc", "*.pem", "*.key",
+            "*_rsa", "*/.kube/*",
         ),
         description="paths or patterns that may not; they win",
     )  # fmt: skip

@@ -62,36 +62,39 @@ def expression(pattern: str) -> Any:
 class Automaton:
     """Patterns, compiled when they are first used."""
 
-    __slots__ = ("_engine", "_make", "pattern")
+    __slots__ = ("_finder", "_make", "_parts", "_which")
 
     def __init__(self, patterns: Sequence[bytes], make: Callable[[bytes], Any] = _fastest) -> None:
         """``make``: compiles; what it gives has ``finditer`` over bytes."""
-        self.pattern = b"|".join(b"(" + pattern + b")" for pattern in patterns)
+        self._parts = tuple(patterns)
         self._make = make
-        self._engine: Any = None
+        self._finder: Any = None
+        self._which: Any = None
 
     def in_python(self) -> Automaton:
         """The same with Python's own engine."""
-        twin = Automaton((), _python)
-        twin.pattern = self.pattern
-        return twin
+        return Automaton(self._parts, _python)
 
     def spots(self, text: str) -> Iterator[Spot]:
         """Matches in order, without overlaps."""
-        engine = self._engine
-        if engine is None:
-            engine = self._engine = self._make(self.pattern)
+        if self._finder is None:
+            # Finding needs no groups, which cost RE2 a second pass of each match; which alternative it was is then
+            # asked of Python at the one place.
+            self._which = _python(b"|".join(b"(" + part + b")" for part in self._parts))
+            self._finder = self._make(b"|".join(b"(?:" + part + b")" for part in self._parts))
+        which = self._which.match
         if text.isascii():
-            for match in engine.finditer(text.encode("ascii")):
+            data = text.encode("ascii")
+            for match in self._finder.finditer(data):
                 start, end = match.span()
-                yield match.lastindex, start, end
+                yield which(data, start).lastindex, start, end
             return
         # A lone surrogate takes three bytes of which one begins a code point, as any other character does.
         data = text.encode("utf-8", "surrogatepass")
         place = _counter(data)
-        for match in engine.finditer(data):
+        for match in self._finder.finditer(data):
             start, end = match.span()
-            yield match.lastindex, place(start), place(end)
+            yield which(data, start).lastindex, place(start), place(end)
 
 
 _CONTINUING = bytes(range(0x80, 0xC0))

@@ -39,16 +39,16 @@ _TRIGGERS = (
     rb"new task|new rule|your (?:task|answer|response|reply|output|rules|guideline|training|implementation|code|"
     rb"solution|restriction|ethic|safety)|reveal|repeat (?:the|your|every|all)|print (?:the|your|out|all)|"
     rb"do not (?:tell|mention|inform|alert|notify)|don't (?:tell|mention|inform)|without (?:asking|telling|informing)|"
-    rb"opposite mode|no restrictions|unfiltered|uncensored|codebase|previous|password\b.{0,40}\bletter)|"
+    rb"opposite mode|no restrictions|unfiltered|uncensored|codebase|password\b.{0,40}\bletter)|"
     rb"<\|?(?:im_start|im_end|system|/?instruct)|\[/?inst\]|"
     rb"###? ?(?:system|instruction)|begin (?:system|admin)|\bvergiss|\bignor[ae]|\bolvida|\boublie|\bdimentica)"
     rb"|\xe5\xbf\xbd\xe7\x95\xa5|\xe5\xbf\xbd\xe8\xa7\x86|\xe7\x84\xa1\xe8\xa6\x96",
     rb"://[^/\s:@]{0,64}:[^/\s@]{1,128}@",
     rb"!\[[^\]\n]{0,200}\]\(\s*<?https?:|<img\b|\]\(\s*https?:|\]:\s*https?:",
 )
-_AUTOMATON = Automaton(_TRIGGERS)
+AUTOMATON = Automaton(_TRIGGERS)
 
 
 def spots(text: str) -> Iterator[Spot]:
     """Where a detector has to look, in order and without overlaps."""
-    return _AUTOMATON.spots(text)
+    return AUTOMATON.spots(text)

@@ -6,6 +6,7 @@ is one that is used for little else, or when the nearest telling word before it 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 
@@ -91,19 +92,27 @@ def _near(text: str, start: int) -> int:
 
 
 def _international(piece: str, near: int) -> float:
-    import phonenumbers
-
-    try:
-        number = phonenumbers.parse(piece.replace("(0)", ""), None)
-    except phonenumbers.NumberParseException:
-        return 0.6 if near > 0 else 0.0
-    if phonenumbers.is_valid_number(number):
+    known = _planned(re.sub(r"[^\d+]", "", piece.replace("(0)", "")))
+    if known == 2:
         return 0.95
-    if phonenumbers.is_possible_number(number):
+    if known == 1:
         return 0.8 if near > 0 else 0.6
     return 0.6 if near > 0 else 0.0
 
 
+@functools.lru_cache(maxsize=4096)
+def _planned(number: str) -> int:
+    """2: its country assigns such numbers; 1: only its length is right; 0: neither."""
+    import phonenumbers
+
+    try:
+        parsed = phonenumbers.parse(number, None)
+    except phonenumbers.NumberParseException:
+        return 0
+    return 2 if phonenumbers.is_valid_number(parsed) else int(phonenumbers.is_possible_number(parsed))
+
+
+@functools.lru_cache(maxsize=4096)
 def _national(piece: str) -> bool:
     import phonenumbers
 
