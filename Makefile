@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-bench
 
 .PHONY: setup demo test lint bench crash docs clean
 
@@ -25,8 +26,14 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP)
-	@$(BIN)/python -m benchmarks
+# The peers that the benchmarks compare with stay out of the product's environment.
+$(PEERS)/.installed: benchmarks/requirements.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
+
+bench: $(STAMP) $(PEERS)/.installed
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 crash: $(STAMP)
 	@HOLDFAST_CRASH_ALL=1 $(BIN)/python -m pytest tests/crash
@@ -35,4 +42,4 @@ docs: $(STAMP)
 	@$(BIN)/python -m holdfast.cli.reference docs/reference
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other. Options are handed on (``--quick``, ``--json``); then the plots are drawn."""
+"""Run every benchmark, one after the other, and draw the plots. Options (``--quick``, ``--json``) are handed on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import sys
 
 from benchmarks import plots
 
-NAMES = ("start", "waiting", "kill", "governance")
+NAMES = ("start", "waiting", "kill", "governance", "policy_scan")
 
 
 def main() -> int:
     """Run them in processes of their own, so that none inherits what another has loaded."""
-    failed = [name for name in NAMES if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]).returncode]
+    failed = [
+        name for name in NAMES if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]]).returncode
+    ]
     plots.draw()
     if failed:
         print(f"did not end well: {', '.join(failed)}", file=sys.stderr)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def serial(where: Path, engine: str, store: str, blocks: int, steps: int, names:
         done = common.holdfast(
             home, "run", f"{common.AGENTS}:Serial", "--policy", str(common.POLICIES), "--input", json.dumps(given)
         )
-        assert done["status"] == "completed" and done["isolation"] == "namespace", done
+        assert (done["status"], done["isolation"]) == ("completed", "namespace"), done
         return done
 
     with common.Turns(line, lambda: None):
@@ -263,19 +264,21 @@ def postgres(where: Path) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         cwd="/",
     )
-    options = f"-c listen_addresses= -c unix_socket_directories={data} -c max_connections=200"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # On loopback, for not every peer can name a Unix socket.
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={data} -c max_connections=200"
     control = [*as_user, binaries / "pg_ctl", "-D", data, "-w", "-l", data / "log"]
     subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd="/")
     try:
         import psycopg
 
-        with psycopg.connect(f"host={data} user=bench dbname=postgres", autocommit=True) as admin:
+        with psycopg.connect(f"postgresql://bench@127.0.0.1:{port}/postgres", autocommit=True) as admin:
             assert admin.execute("SHOW fsync").fetchone() == ("on",)
             for name in ("holdfast", "dbos", "langgraph"):
                 admin.execute(f"CREATE DATABASE {name}")
-        from urllib.parse import quote
-
-        yield f"postgresql://bench@{quote(str(data), safe='')}/holdfast"
+        yield f"postgresql://bench@127.0.0.1:{port}/holdfast"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], check=False, stdout=subprocess.DEVNULL, cwd="/")
 
@@ -317,7 +320,9 @@ def rows(engine: str, result: dict[str, Any]) -> list[tuple[object, ...]]:
     if many:
         speed = many["steps_a_second"]
         target = TARGETS["steps_a_second"]
-        lines.append((f"{engine}: {RUNS} runs, steps a second", speed, f"≥ {target:g}", common.verdict(speed >= target)))
+        lines.append(
+            (f"{engine}: {RUNS} runs, steps a second", speed, f"≥ {target:g}", common.verdict(speed >= target))
+        )
         for name, theirs in many["peers"].items():
             ratio = round(speed / theirs, 1)
             lines.append(

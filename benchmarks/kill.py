@@ -123,7 +123,12 @@ def main() -> None:
         "boundaries": count,
     }
     rows = [
-        (f"{count} boundaries, {found[0]['processes']} processes, median of {rounds} kills", f"{result['p50_ms']} ms", "", ""),
+        (
+            f"{count} boundaries, {found[0]['processes']} processes, median of {rounds} kills",
+            f"{result['p50_ms']} ms",
+            "",
+            "",
+        ),
         ("p99", f"{result['p99_ms']} ms", f"< {TARGET:g} ms", common.verdict(result["p99_ms"] < TARGET)),
     ]
     common.report("kill: from the commit to the last process gone", result, rows, options.json)

@@ -1,5 +1,6 @@
 """LangGraph: the same steps, as nodes of a graph with a checkpoint after each. Speaks as ``dbos_peer.py`` does."""
 
+import itertools
 import json
 import sys
 import threading
@@ -76,7 +77,7 @@ def serve(graph):
         word, *numbers = line.split()
         if word == "serial":
             stamps = run(graph, int(numbers[0]) + 1)
-            answer = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+            answer = [after - before for before, after in itertools.pairwise(stamps)]
         elif word == "parallel":
             answer = parallel(graph, *map(int, numbers))
         else:

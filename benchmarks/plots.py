@@ -1,0 +1,116 @@
+"""Draw what was measured last: SVG under ``docs/explanation``, and the table of ``performance.md``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from benchmarks.common import HERE, OUT
+
+DOCS = HERE.parent / "docs" / "explanation"
+BEGIN, END = "<!-- figures: written by `make bench` -->", "<!-- end of figures -->"
+OURS, OTHERS, FLOOR = "#1f6f5c", "#9aa5b1", "#d9b44a"
+ENGINES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
+
+
+def bars(title: str, unit: str, rows: Sequence[tuple[str, float, str]], note: str) -> str:
+    """Horizontal bars, longest full width."""
+    top, height, left, width = 62, 30, 190, 420
+    longest = max((value for _, value, _ in rows), default=1) or 1
+    total = top + height * len(rows) + 34
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {total}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="14">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="720" height="{total}" fill="#ffffff"/>',
+        f'<text x="16" y="28" font-size="17" font-weight="600" fill="#16202b">{escape(title)}</text>',
+        f'<text x="16" y="48" fill="#51606e">{escape(unit)}</text>',
+    ]
+    for number, (name, value, colour) in enumerate(rows):
+        y = top + number * height
+        long = max(2.0, value / longest * width)
+        parts += [
+            f'<text x="{left - 10}" y="{y + 17}" text-anchor="end" fill="#16202b">{escape(name)}</text>',
+            f'<rect x="{left}" y="{y + 3}" width="{long:.1f}" height="20" rx="2" fill="{colour}"/>',
+            f'<text x="{left + long + 8:.1f}" y="{y + 18}" fill="#16202b">{value:,.0f}</text>',
+        ]
+    parts += [f'<text x="16" y="{total - 12}" font-size="12" fill="#51606e">{escape(note)}</text>', "</svg>"]
+    return "\n".join(parts) + "\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a benchmark measured last; empty when it never ran."""
+    path = OUT / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def draw() -> None:
+    """Write every plot for which there are figures."""
+    governance = read("governance")
+    load = governance.get("machine", {}).get("load_before", ["?"])[0]
+    for engine, label in ENGINES.items():
+        found = governance.get(engine, {})
+        cores = governance.get("machine", {}).get("cores")
+        note = f"One run of make bench, interleaved; {label}, load {load} on {cores} cores"
+        if one := found.get("serial"):
+            rows = [("bare INSERT", one["raw"]["p50_us"], FLOOR), ("Holdfast", one["governed"]["p50_us"], OURS)]
+            rows += [(name, figures["p50_us"], OTHERS) for name, figures in one["peers"].items()]
+            plot = bars("A durable step, one after the other", "microseconds, p50; less is better", rows, note)
+            (DOCS / f"performance-serial-{engine}.svg").write_text(plot)
+        if many := found.get("parallel"):
+            rows = [("Holdfast", many["steps_a_second"], OURS)]
+            rows += [(name, speed, OTHERS) for name, speed in many["peers"].items()]
+            plot = bars("64 runs side by side", "durable steps a second; more is better", rows, note)
+            (DOCS / f"performance-parallel-{engine}.svg").write_text(plot)
+    page = DOCS / "performance.md"
+    text = page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{figures()}\n{END}{after}")
+
+
+def figures() -> str:
+    """The table of what was measured last."""
+    lines = ["| what | measured | target |", "| --- | --- | --- |"]
+    governance = read("governance")
+    for engine, label in ENGINES.items():
+        found = governance.get(engine, {})
+        if one := found.get("serial"):
+            lines.append(f"| {label}: governed step, p50 | {one['governed']['p50_us']:.0f} µs | |")
+            lines.append(f"| {label}: bare INSERT of the same bytes, p50 | {one['raw']['p50_us']:.0f} µs | |")
+            lines.append(f"| {label}: governed / bare | {one['ratio_raw']}× | ≤ 3× |")
+            lines += [f"| {label}: {name} / governed | {ratio}× | ≥ 4× |" for name, ratio in one["ratio_peers"].items()]
+        if many := found.get("parallel"):
+            speed = many["steps_a_second"]
+            lines.append(f"| {label}: 64 runs side by side | {speed:,} steps/s | ≥ 3,000 |")
+            lines += [
+                f"| {label}: against {name}, side by side | {speed / theirs:.1f}× | ≥ 10× |"
+                for name, theirs in many["peers"].items()
+            ]
+    if waiting := read("waiting"):
+        lines.append(
+            f"| start beside {waiting['waiting']:,} waiting runs / in an empty home | {waiting['ratio']}× | ≤ 1.2× |"
+        )
+    if kill := read("kill"):
+        what = f"{kill['boundaries']} boundaries with a daemon each, commit of the kill to last process gone, p99"
+        lines.append(f"| {what} | {kill['p99_ms']} ms | < 100 ms |")
+    if start := read("start"):
+        for key, what, target in (
+            ("help_ms", "`holdfast --help`", "< 300 ms"),
+            ("first_step_ms", "submit to first step committed, living node, cold", "< 250 ms"),
+            ("run_ms", "`holdfast run` of one step, shell to exit", "< 1 s"),
+        ):
+            lines.append(f"| {what}, p50 | {start[key]['p50']:.0f} ms | {target} |")
+    loads = [
+        f"{name} {read(name)['machine']['load_before'][0]}"
+        for name in ("start", "waiting", "kill", "governance")
+        if read(name)
+    ]
+    lines += ["", f"Load average when each began: {', '.join(loads)}." if loads else ""]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    draw()
