@@ -19,7 +19,7 @@ from holdfast.action import GATES, Action, Facts
 from holdfast.errors import PolicyFileError
 from holdfast.policy.categories.base import Rule, fits
 from holdfast.policy.conditions import Condition, ConditionError, Conditions, Scene
-from holdfast.policy.history import Question
+from holdfast.policy.history import SAME, Question
 from holdfast.policy.model import Checked, clashes, one
 from holdfast.policy.model import load as load_policies
 from holdfast.policy.quiet import Plan
@@ -53,7 +53,18 @@ bundle."""
 class Bundle:
     """Policies ready to decide. Immutable; what it remembers between calls only saves work."""
 
-    __slots__ = ("_bytes", "_phases", "_plans", "_scope", "conditions", "digest", "figures", "historic", "rules")
+    __slots__ = (
+        "_asked",
+        "_bytes",
+        "_phases",
+        "_plans",
+        "_scope",
+        "conditions",
+        "digest",
+        "figures",
+        "historic",
+        "rules",
+    )
 
     def __init__(self, policies: Sequence[Checked], *, data: bytes | None = None) -> None:
         """Compile. ``data``: the bytes that the policies were read from, when they are a bundle's own.
@@ -80,6 +91,7 @@ class Bundle:
             for gate in GATES
         }
         asked = [question for rule in active for question in rule.asks]
+        self._asked = frozenset(asked)
         self.historic = bool(asked)
         """Whether any rule asks about the record."""
         self.figures = frozenset(question.figure for question in asked if question.figure)
@@ -106,6 +118,14 @@ class Bundle:
         if not self.historic or action.gate not in GATES:
             return ()
         return tuple(dict.fromkeys(question for rule in self.plan(action.gate, facts, phase) for question in rule.asks))
+
+    def remembers(self, action: Action) -> bool:
+        """Whether some rule may ask about this action later: only then the record that is asked need hold it."""
+        gate, name = action.gate, action.target
+        return any(
+            question.gate in ("*", gate) and (question.name == SAME or fits(question.name, name))
+            for question in self._asked
+        )
 
     def to_bytes(self) -> bytes:
         """Canonical bytes; ``digest`` is their SHA-256."""

@@ -94,18 +94,12 @@ def answers(
     Args:
         questions: what is asked about this action (:meth:`Question.of` is done).
         facts: whose run, agent and time it is.
-        record: what the run did before, oldest first, what is under way included.
-        wider: what this node saw of the whole tenant, oldest first.
+        record: what the run did before, in the order in which it began, what is under way included.
+        wider: what this node saw of the whole tenant, in the same order.
     """
     found: dict[str, int | float] = {}
     for question in questions:
-        if question.over == "run":
-            seen: Iterable[Past] = record
-        elif question.over == "agent":
-            seen = (item for item in wider if item.agent == facts.agent)
-        else:
-            seen = wider
-        value = _answer(question, [item for item in seen if _matches(question, item, facts.now)])
+        value = _answer(question, _seen(question, facts, record if question.over == "run" else wider))
         if value is not None:
             found[question.key] = value
     return found
@@ -119,18 +113,29 @@ def recall(
     return msgspec.structs.replace(facts, history=found)
 
 
-def _matches(question: Question, item: Past, now: int) -> bool:
-    if question.within and item.at < now - question.within:
-        return False
-    state = question.state
-    if state and item.state != state and not (state == "ended" and item.state != "open"):
-        return False
-    return fits(question.gate, item.gate) and fits(question.name, item.name)
+def _seen(question: Question, facts: Facts, record: Sequence[Past]) -> list[Past]:
+    """What a question is about, oldest first. The latest come first to mind: looking stops where enough is found."""
+    gate, name, state, latest = question.gate, question.name, question.state, question.latest
+    since = facts.now - question.within if question.within else None
+    agent = facts.agent if question.over == "agent" else None
+    found: list[Past] = []
+    for item in reversed(record):
+        if since is not None and item.at < since:
+            break
+        if (
+            (name in ("*", item.name) or fits(name, item.name))
+            and (gate in ("*", item.gate))
+            and (not state or item.state == state or (state == "ended" and item.state != "open"))
+            and (agent is None or item.agent == agent)
+        ):
+            found.append(item)
+            if len(found) == latest:
+                break
+    found.reverse()
+    return found
 
 
 def _answer(question: Question, items: list[Past]) -> int | float | None:
-    if question.latest:
-        items = items[-question.latest :]
     if question.op == "count":
         return len(items)
     if question.op == "last":

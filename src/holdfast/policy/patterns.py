@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 
 @functools.lru_cache(maxsize=4096)
-def _pattern(pattern: str) -> Callable[[str], re.Match[str] | None]:
-    return re.compile(fnmatch.translate(pattern)).match
+def _matcher(pattern: str) -> Callable[[str], re.Match[str] | None] | None:
+    return re.compile(fnmatch.translate(pattern)).match if is_pattern(pattern) else None
 
 
 def is_pattern(text: str) -> bool:
@@ -20,7 +20,10 @@ def is_pattern(text: str) -> bool:
 
 def fits(pattern: str, name: str) -> bool:
     """Whether a name is the one given, or matches its wildcards."""
-    return pattern == name or (is_pattern(pattern) and _pattern(pattern)(name) is not None)
+    if pattern in (name, "*"):
+        return True
+    match = _matcher(pattern)
+    return match is not None and match(name) is not None
 
 
 def fits_any(patterns: tuple[str, ...], name: str) -> bool:

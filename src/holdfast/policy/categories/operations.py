@@ -18,7 +18,7 @@ from holdfast.policy.history import SAME, Question, told
 from holdfast.values import digest, dump
 
 REFUSALS = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
-_SECOND = 1_000_000
+_MINUTE = 60_000_000
 
 
 class CircuitBreakerParams(Params):
@@ -205,14 +205,13 @@ with: {tz: Europe/Berlin, days: [mon, tue, wed, thu, fri], start: "08:00", end: 
     def before(self, action: Action, facts: Facts, rule: Rule) -> Finding:
         """Read the clock of the zone."""
         params = rule.params
-        local = datetime.datetime.fromtimestamp(facts.now / _SECOND, _zone(params.tz))
-        here = {"local": local.strftime("%Y-%m-%dT%H:%M"), "tz": params.tz}
+        date, day, clock = _local(params.tz, facts.now // _MINUTE)
+        here = {"local": f"{date}T{clock}", "tz": params.tz}
         for dates in params.blackout:
             first, last = _range(dates)
-            if first <= local.date() <= last:
-                return Breach(reason=f"{local.date()} is blacked out ({dates})", facts=here)
-        clock = local.strftime("%H:%M")
-        today, yesterday = DAYS[local.weekday()], DAYS[local.weekday() - 1]
+            if first <= date <= last:
+                return Breach(reason=f"{date} is blacked out ({dates})", facts=here)
+        today, yesterday = DAYS[day], DAYS[day - 1]
         if params.start < params.end:
             is_open = today in params.days and params.start <= clock < params.end
         else:
@@ -230,6 +229,13 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(f"there is no time zone {name}; write it as in Europe/Berlin") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _local(zone: str, minute: int) -> tuple[datetime.date, int, str]:
+    """Date, day of the week and clock of a zone, by minutes since the Unix epoch."""
+    local = datetime.datetime.fromtimestamp(minute * 60, _zone(zone))
+    return local.date(), local.weekday(), local.strftime("%H:%M")
 
 
 @functools.lru_cache(maxsize=1024)
