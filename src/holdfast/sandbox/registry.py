@@ -183,7 +183,8 @@ class _Target:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if self.outer is not None:
                     os.killpg(self.entry.outer.pid, signal.SIGKILL)
-        if self.entry.init is None:
+        if self.entry.init is None or self.entry.level == "gvisor":
+            # gVisor's first process is its kernel; what runs on it, and its file server, are processes of the host.
             cgroup.kill_all(self.paths)
         for fd in self.fds:
             procs.send_kill(fd)
@@ -192,6 +193,10 @@ class _Target:
         """Wait until nothing is left, at most until ``deadline`` (monotonic)."""
         if not procs.wait_gone(self.fds, deadline - time.monotonic()):
             return False
+        if self.entry.init is not None and self.fds != [self.outer] and self.entry.level != "gvisor":
+            # With the first process of a pid namespace all of it has ended: the kernel sees to that before it lets
+            # go of the first one. The outer process only reports it, and ends by itself.
+            return True
         if self.outer is not None and not procs.wait_gone([self.outer], LINGER_SECONDS):
             procs.send_kill(self.outer)
             if not procs.wait_gone([self.outer], deadline - time.monotonic()):
@@ -222,22 +227,32 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
     started = time.monotonic()
     targets: list[_Target] = []
     try:
-        for entry in entries:
-            targets.append(_Target(entry))
-            with contextlib.suppress(OSError):
-                (home / FOLDER / f"{entry.id}.killed").touch(mode=0o600)
-        # All signals in one go: what dies competes for the processor with whoever prepares the next signal.
-        for target in targets:
-            target.strike()
+        with procs.urgent():
+            for entry in entries:
+                targets.append(_Target(entry))
+                with contextlib.suppress(OSError):
+                    (home / FOLDER / f"{entry.id}.killed").touch(mode=0o600)
+            # All signals in one go: what dies competes for the processor with whoever prepares the next signal.
+            for target in targets:
+                target.strike()
         ended = []
         for target in targets:
             gone = target.gone(started + seconds)
             spent = time.monotonic() - started
             ended.append(Ended(id=target.entry.id, label=target.entry.label, seconds=spent, gone=gone))
+        _linger(targets)
         return ended
     finally:
         for target in targets:
             target.close()
+
+
+def _linger(targets: list[_Target]) -> None:
+    """Give outer processes the time to notice that their namespaces are gone; end those that do not."""
+    outer = [target.outer for target in targets if target.outer is not None]
+    if outer and not procs.wait_gone(outer, LINGER_SECONDS):
+        for fd in outer:
+            procs.send_kill(fd)
 
 
 def stragglers(entry: Entry) -> list[int]:
