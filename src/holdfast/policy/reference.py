@@ -7,10 +7,12 @@ from typing import Any
 from holdfast.action import Outcome
 from holdfast.policy.bundle import BUILTIN
 from holdfast.policy.categories import CATEGORIES
+from holdfast.policy.categories.aliases import ALIASES
 from holdfast.policy.categories.base import Category
 from holdfast.policy.conditions import ACTION_FIELDS, FACTS_FIELDS, FUNCTIONS
 from holdfast.policy.kills import SCOPES
-from holdfast.policy.model import Policy, Scope
+from holdfast.policy.model import PROFILES, Policy, Scope
+from holdfast.policy.profiles import describe
 
 FAMILIES = {
     "cost": "Cost",
@@ -35,7 +37,7 @@ FAMILIES = {
 
 def render() -> str:
     """The page, as Markdown."""
-    parts = [_INTRODUCTION, _policy(), _scope(), _conditions(), _outcomes(), _builtin()]
+    parts = [_INTRODUCTION, _policy(), _scope(), _conditions(), _outcomes(), _builtin(), _profiles(), _aliases()]
     for family, title in FAMILIES.items():
         parts.append(f"## {title}\n")
         parts += [_category(category) for category in CATEGORIES.values() if category.family == family]
@@ -147,6 +149,28 @@ def _builtin() -> str:
     return "\n".join([*lines, ""])
 
 
+def _profiles() -> str:
+    lines = ["## Profiles\n", _PROFILES]
+    for profile in describe(PROFILES):
+        lines += [f"### Profile {profile['name']}\n", f"{profile['title']}. {' '.join(profile['about'].split())}\n"]
+        lines += ["| control | what it asks for | answered by |", "| --- | --- | --- |"]
+        for need in profile["requires"]:
+            answer = f"`{need.rule}`" if need.rule else f"a rule of `{need.category}`, {_LEVELS[need.level]}"
+            lines.append(f"| {need.control} | {need.says} | {answer} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _aliases() -> str:
+    lines = ["## Other names\n", _ALIASES, "| name | category | what it comes to |", "| --- | --- | --- |"]
+    for name, alias in sorted(ALIASES.items()):
+        implied = ", ".join(f"`{key}: {value}`" for key, value in alias.params.items())
+        lines.append(f"| `{name}` | `{alias.category}`{f' with {implied}' if implied else ''} | {alias.note} |")
+    return "\n".join([*lines, ""])
+
+
+_LEVELS = {"strict": "without which the files are refused", "warn": "which `lint` asks for"}
+
 _INTRODUCTION = """\
 # Policies
 
@@ -184,6 +208,28 @@ such as `facts.counters["tool_calls:wire"]`, are there from the first time on: `
 - {action}
 - {facts}
 - functions: {functions}
+
+A condition may ask about what the run did before, calls that are under way included:
+
+- `history.count(GATE, NAME)`: how often; `history.formerly(GATE, NAME)`: whether at all
+- `history.sum(GATE, NAME, ARGUMENT)`: a numeric argument, added up; where one was no number, the rule denies
+
+`GATE` may be `"*"` and `NAME` a pattern; the name of an LLM call is `provider/model`, that of a request its host. Each
+takes `within="1h"`, `state=` (`open`, `ok`, `failed`, `ended`) and `over=` (`run`; `agent` and `tenant`: what this node
+saw of them lately): `history.count("tool", "wire_transfer", within="1h") >= 3`. Only plain text in quotes can be given.
+The answers are recorded with the verdict, so that it can be decided again.
+"""
+
+_PROFILES = """\
+A profile is what a regime asks of policies: `profiles: [soc2, pci-dss]`. Its rules apply as they stand. A policy with
+the id of one of them takes its place when it is at least as strict; one that is looser is refused, with the control it
+would break. What a site must fill in itself is asked for by category. Profiles compose: all their rules apply. With
+`profile_level: warn` their rules are in shadow and what is loose or missing is only said, for a start. Control ids are
+the regimes'; the wording is ours. A profile helps to show compliance and does not make it.
+"""
+
+_ALIASES = """\
+A file may call a category by the name that other products use. The record names the category.
 """
 
 _OUTCOMES = """\
