@@ -54,6 +54,12 @@ AGENTS = """
         def asks(self, ctx):
             ctx.approve("go on?")
 
+    @agent(name="caller")
+    class Caller:
+        @workflow
+        def main(self, ctx):
+            ctx.tool("hang", who=ctx.tenant)
+
     @agent(name="bystander")
     class Bystander:
         @workflow
@@ -72,10 +78,22 @@ AGENTS = """
 """
 
 
+HANG = """
+    import os
+    import time
+    from pathlib import Path
+
+    def hang(who):
+        Path(__file__).with_name(f"{who}.pid").write_text(str(os.getpid()))
+        time.sleep(3600)
+"""
+
+
 @pytest.fixture
 def place(lab: Any) -> Any:
     lab.write("agents.py", AGENTS)
-    lab.settings("[node]\ngrace = '50ms'\n")
+    lab.settings("[node]\ngrace = '50ms'\nlease = '60s'\n[connectors.hang]\ncall = 'hang.py:hang'\n")
+    lab.write("hang.py", HANG)
     with lab.service() as service:
         service.create_tenant("acme", "eu-west", principal=lab.person)
     return lab
@@ -228,6 +246,38 @@ def test_beside_a_stopped_node(place: Any) -> None:
         after = [event.kind for event in place.events(run)[before:]]
         assert after[-1] == "run.killed"
         assert not {"intent", "outcome", "run.started"} & set(after)
+    place.verify()
+
+
+def test_a_tenants_connectors_end_with_it_and_no_others(place: Any) -> None:
+    """Also beside a node that does not answer: the command finds them itself."""
+    place.settings(
+        (place.folder / "holdfast.toml").read_text() + "[tenants.acme.connectors.hang]\ncall = 'hang.py:hang'\n"
+    )
+
+    def process(tenant: str) -> procs.Process:
+        path = place.folder / f"{tenant}.pid"
+        found = procs.identify(int(place.until(lambda: path.exists() and path.read_text(), f"{tenant} calls")))
+        assert found is not None
+        return found
+
+    with place.serving() as node:
+        runs = {tenant: place.submit("agents.py:Caller", tenant=tenant) for tenant in ("acme", "default")}
+        calls = {tenant: process(tenant) for tenant in runs}
+        os.kill(node.pid, signal.SIGSTOP)
+        try:
+            with place.service() as service:
+                service.kill("tenant", "acme", "stop", principal=place.person)
+            assert not procs.alive(calls["acme"])
+            assert procs.alive(calls["default"])
+        finally:
+            os.kill(node.pid, signal.SIGCONT)
+        place.ended(runs["acme"], "killed")
+        assert place.view(runs["default"]).status == "running"
+        with place.service() as service:
+            service.kill("fleet", "", "stop", principal=place.person)
+        place.ended(runs["default"], "killed")
+        place.until(lambda: not procs.alive(calls["default"]), "the other tenant's connector ends with the fleet")
     place.verify()
 
 

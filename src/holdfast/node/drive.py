@@ -10,9 +10,10 @@ import msgspec
 
 from holdfast import wire
 from holdfast.action import Action, Outcome, Settlement
+from holdfast.action import Kill as StandingKill
 from holdfast.errors import HoldfastError, IsolationError, ProtocolError, StoreError
 from holdfast.gate import Control, Fenced
-from holdfast.journal.base import Patch, Store, StreamState
+from holdfast.journal.base import Appended, Draft, Patch, Store, StreamState
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import fold
 from holdfast.log import Log
@@ -45,6 +46,12 @@ _ENDS = frozenset({Kind.RUN_KILLED, Kind.RUN_TERMINATED, Kind.RUN_DENIED, Kind.R
 
 T = TypeVar("T")
 log = Log(__name__)
+
+
+def killed(kill: StandingKill) -> Stop:
+    """How a kill ends a run."""
+    message = f"{kill.scope} {kill.name} was killed: {kill.reason}".replace("  ", " ")
+    return Stop(Kind.RUN_KILLED, code="killed", message=message, rule=f"kill:{kill.id}")
 
 
 class Driver:
@@ -101,8 +108,7 @@ class Driver:
         if kill is not None:
             if self.boundary is not None:
                 self.boundary.kill()
-            message = f"{kill.scope} {kill.name} was killed: {kill.reason}".replace("  ", " ")
-            self.run.end(Stop(Kind.RUN_KILLED, code="killed", message=message, rule=f"kill:{kill.id}"))
+            self.run.end(killed(kill))
 
     def fence(self) -> None:
         """This node may no longer drive the run: nothing more of it leaves or lands here."""
@@ -166,10 +172,28 @@ class Driver:
 
     async def _rest(self, status: str) -> bool:
         """Nothing to do now: give the stream up until it is woken."""
-        ready_at = deadlines.wake_at(self.run)
-        patch = Patch(status=status, ready_at=ready_at, set_ready=True, release=True)
-        await self.run.recorder.write(patch=patch)
+        await self._let_go(status, deadlines.wake_at(self.run))
         return False
+
+    async def _let_go(self, status: str, ready_at: int | None, *drafts: Draft) -> None:
+        """Give the stream up. Not past a kill that came a moment ago: nobody else would end the run then.
+
+        Raises:
+            Stop: such a kill ends the run.
+        """
+        run = self.run
+        patch = Patch(status=status, ready_at=ready_at, set_ready=True, release=True)
+        while True:
+            generation = run.control.generation
+            kill = run.control.standing(run.facts({}, None, None))
+            if kill is not None:
+                raise killed(kill)
+            result = await run.recorder.write(*drafts, patch=patch, kill_generation=generation)
+            if isinstance(result, Appended):
+                return
+            if result.reason != "kill":
+                raise StoreError(result.message)
+            run.control.refresh()
 
     # one process
 
@@ -310,8 +334,7 @@ class Driver:
             return False
         inc.close()
         suspended = run.recorder.draft(Kind.RUN_SUSPENDED, {"waiting": [r.id for r in run.state.waiting()]})
-        patch = Patch(status="suspended", ready_at=deadlines.wake_at(run), set_ready=True, release=True)
-        await run.recorder.write(suspended, patch=patch)
+        await self._let_go("suspended", deadlines.wake_at(run), suspended)
         return True
 
     def _grace_left(self) -> float:
@@ -439,8 +462,10 @@ class Driver:
         if stop.kind == Kind.RUN_DIVERGED:
             data["id"] = "diverged"
         draft = run.recorder.draft(stop.kind, data)
-        patch = Patch(status=status, ready_at=None, set_ready=True, release=True)
-        await run.recorder.write(draft, patch=patch)
+        try:
+            await self._let_go(status, None, draft)
+        except Stop as kill:
+            await self._conclude(kill)
 
     async def _end_boundary(self) -> None:
         boundary, self.boundary = self.boundary, None
