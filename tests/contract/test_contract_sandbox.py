@@ -237,6 +237,20 @@ def test_kill_takes_a_daemon_that_left_its_session_and_ignores_signals(name: str
     run(scenario())
 
 
+def test_nothing_outlives_the_outer_process(name: str, home: Path) -> None:
+    async def scenario() -> None:
+        async with started(name, home, DAEMON) as (boundary, talk):
+            assert await talk.hear() == "up"
+            fds = pidfds(_marked(home))
+            os.kill(boundary.pid, signal.SIGKILL)
+            await ended(boundary)
+            await boundary.close()
+            assert gone(fds)
+            assert registry.entries(home) == []
+
+    run(scenario())
+
+
 def _marked(home: Path) -> list[int]:
     """Host pids of all that belongs to a boundary, by its pid namespace or, without one, by its mark."""
     [entry] = registry.entries(home)

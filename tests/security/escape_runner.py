@@ -123,7 +123,7 @@ while True:
 """
 
 
-async def exhaust(world: Path) -> dict[str, Any]:
+async def exhaust(level: str, world: Path) -> dict[str, Any]:
     """Fill every place that can be written, then fork without end; then the boundary is killed."""
     from holdfast.sandbox import levels, procs
     from holdfast.sandbox.base import Channel, Label, Limits, Spec
@@ -131,7 +131,7 @@ async def exhaust(world: Path) -> dict[str, Any]:
 
     outer, inner = socket.socketpair()
     outer.setblocking(False)
-    boundary = await levels.level().start(
+    boundary = await levels.level(level).start(
         Spec(
             argv=(sys.executable, "-c", EXHAUST),
             label=Label(tenant="attacker"),
@@ -236,7 +236,9 @@ def main() -> None:
                 results[level] = asyncio.run(attack(level, world, facts))
             except IsolationError as error:
                 results[level] = {"unavailable": str(error)}
-        results["exhaust"] = asyncio.run(exhaust(world))
+        for level in ("namespace", "container"):
+            if level in chosen and "unavailable" not in results[level]:
+                results[f"exhaust:{level}"] = asyncio.run(exhaust(level, world))
     finally:
         canary.kill()
         canary.wait()

@@ -113,7 +113,7 @@ def test_what_is_open_is_what_is_said_to_be(results: dict[str, Any], level: str)
     _need(results, level)
     lines = (HERE / f"open_at_{level}.txt").read_text().splitlines()
     expected = {line for line in lines if line and not line.startswith("#")}
-    found = {name: answer for name, answer in results[level].items() if name != "exhaust"}
+    found = results[level]
     is_open = {name for name, answer in found.items() if answer == "open"}
     assert is_open <= expected
     for name in expected - is_open:
@@ -135,13 +135,17 @@ def test_what_is_open_without_a_boundary_is_most_of_it(results: dict[str, Any]) 
     assert sum(answer == "open" for answer in results["process"].values()) >= 100
 
 
-def test_nothing_can_be_filled_beyond_its_limit(results: dict[str, Any]) -> None:
-    found = results["exhaust"]
+@pytest.mark.parametrize("level", ["namespace", "container"])
+def test_nothing_can_be_filled_beyond_its_limit(results: dict[str, Any], level: str) -> None:
+    _need(results, level)
+    found = results[f"exhaust:{level}"]
     assert {found[place] for place in ("/workspace", "/tmp", "/dev/shm")} == {"ENOSPC"}
 
 
-def test_a_fork_bomb_is_bounded_and_ends_with_its_boundary(results: dict[str, Any]) -> None:
-    found = results["exhaust"]
+@pytest.mark.parametrize("level", ["namespace", "container"])
+def test_a_fork_bomb_is_bounded_and_ends_with_its_boundary(results: dict[str, Any], level: str) -> None:
+    _need(results, level)
+    found = results[f"exhaust:{level}"]
     assert 40 <= found["most"] <= 65
     assert found["gone"]
     assert found["left"] == []
