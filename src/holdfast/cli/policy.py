@@ -63,6 +63,48 @@ def lint(files: Files = None, json: opening.Json = False) -> None:
         raise typer.Exit(exits.USAGE)
 
 
+@app.command("test")
+def try_out(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of tests.")],
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Policy file for tests that name none; may be given often."),
+    ] = None,
+    json: opening.Json = False,
+) -> None:
+    """Decide the tests of files against policies. Exit status 1 when one gets another verdict than it expects."""
+    from holdfast.policy import trial
+    from holdfast.policy.bundle import load
+
+    suites = [trial.suite(path) for path in files]
+    report = trial.run(suites, load(policy or config.load().policy.files))
+    failed = report.failed
+    if json:
+        tests = [
+            {
+                "name": result.test.name,
+                "file": result.test.file,
+                "line": result.test.line,
+                "ok": not result.wrong,
+                "outcome": result.verdict.outcome.word,
+                "rule": result.verdict.rule,
+                "reason": result.verdict.reason,
+                "wrong": list(result.wrong),
+            }
+            for result in report.results
+        ]
+        output.emit({"ok": not failed, "failed": len(failed), "tests": tests, "silent": list(report.silent)})
+    else:
+        for result in failed:
+            where = f"{result.test.file}:{result.test.line}"
+            output.say(f"{where}: {result.test.name}: {'; '.join(result.wrong)}", "red")
+        if report.silent:
+            output.say(f"no test reaches {', '.join(report.silent)}", "yellow")
+        output.say(f"{len(report.results)} tests, {len(failed)} failed")
+    if failed:
+        raise typer.Exit(exits.FAILED)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of policy files, for editors."""
