@@ -194,9 +194,11 @@ def _scan(text: str, budget: decode.Budget, depth: int) -> tuple[list[Found], li
         if simple is not None:
             found += simple(text, start, end)
         elif kind in (gate.NUMBER, gate.IP4):
-            if kind == gate.IP4:
-                found += identifiers.ip4(text, start, end)
-            if start >= seen[gate.NUMBER]:
+            addresses = list(identifiers.ip4(text, start, end)) if kind == gate.IP4 else []
+            if addresses:
+                found += addresses
+                seen[gate.NUMBER] = max(seen[gate.NUMBER], addresses[0].end)
+            elif start >= seen[gate.NUMBER]:
                 seen[gate.NUMBER] = _numbers(text, start, end, found)
             # Hexadecimal and base64 may begin with digits, or be hardly anything else.
             if end - start == _BARE and start >= seen[gate.TOKEN]:
@@ -234,7 +236,8 @@ def _numbers(text: str, start: int, end: int, found: list[Found]) -> int:
     new = list(cards.cards(text, first, last))
     new += identifiers.ssns(text, first, last)
     found += new
-    found += phones.phones(text, first, last, taken + new)
+    if not new or len(text[first:last].strip()) - (new[-1].end - new[0].start) >= _BARE:
+        found += phones.phones(text, first, last, taken + new)
     return last
 
 

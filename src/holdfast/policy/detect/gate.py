@@ -27,7 +27,8 @@ _TRIGGERS = (
     rb"-----BEGIN",
     rb"(?i:passw|pwd|passphrase|secret|token|api[_-]?key|credential|access[_-]?key|private[_-]?key|auth[_-]?key|"
     rb"signing[_-]?key|encryption[_-]?key|accountkey|sharedaccess|authorization|bearer|\bpin\b|\bcv[vc]2?\b|\bcsc\b|"
-    rb"connectionstring|conn[_-]?str)",
+    rb"connectionstring|conn[_-]?str|[_.-]key[\"']?\s{0,4}[:=]|(?:\b|_)pass[\"']?\s{0,4}[:=]|(?:_|\")auth[\"']?\s{0,4}[:=])|"
+    rb"\b(?:curl|wget|mysql|mysqldump|mysqladmin|sshpass|mongo|mongosh|smbclient|ldapsearch)\s+-",
     rb"(?i:\bnhs\b|aadhaar|\bsin\b|\bssn\b|social security|\bnif\b|\bdni\b|codice fiscale|steuer-?id|\bbsn\b|\binsee\b|"
     rb"\bpesel\b|\bcpf\b|\bnpi\b|\bmrn\b|passport|driver'?s? licen[cs]e|date of birth|\bdob\b|medical record|"
     rb"\bborn on\b)",

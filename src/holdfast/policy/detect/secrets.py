@@ -27,23 +27,28 @@ _ISSUED = re.compile(
     r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/]{20,}|\d{8,10}:AA[A-Za-z0-9_\-]{33}"
 )
 TELLING = re.compile(
-    r"((?i:passw|pwd|passphrase|secret|token|api[_-]?key|credential|access[_-]?key|private[_-]?key|auth[_-]?key))|"
+    r"((?i:passw|pwd|passphrase|secret|token|api[_-]?key|credential|access[_-]?key|private[_-]?key|auth[_-]?key|"
+    r"signing[_-]?key|encryption[_-]?key|accountkey|[_.-]key(?=[\"']?\s{0,4}[:=])|(?:\b|_)pass(?=[\"']?\s{0,4}[:=])))|"
     rf"({_ISSUED.pattern})"
 )
 """Names that say that something is secret, and tokens of known issuers, wherever they stand in a longer one."""
 _BLOCK = re.compile(r"-----BEGIN ((?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?)-----")
 _BODY = re.compile(r"[A-Za-z0-9+/=\s\\]*")
 _LOGIN = re.compile(r"://([^/\s:@]{0,64}):([^/\s@]{1,128})@")
-_NAME = re.compile(
-    r"(?i)[A-Za-z0-9_.\-]{0,40}(?:passw(?:or)?d|passw|pwd|passphrase|secret|token|api[_-]?key|credentials?|"
-    r"access[_-]?key|private[_-]?key|auth[_-]?key|signing[_-]?key|encryption[_-]?key|accountkey|sharedaccess\w*)"
-    r"(?:[_.\-]?[A-Za-z0-9]{1,20}){0,4}"
-)
+_NAME_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+_NAME_END = re.compile(r"[A-Za-z0-9_.\-]{0,64}")
+_MAX_NAME = 40
 _ASSIGNED = re.compile(
     r"""["'`\])]{0,2}\s{0,8}(?:=>|:=|={1,3}|:(?!:)|\s(?=["'])|,\s?(?=["']))\s{0,8}(?:[rbuf]?["'`]([^"'`\n]{4,400})["'`]"""
     r"""|([^\s"'`,;(){}\[\]<>&|]{4,400}))"""
 )
 _SPOKEN = re.compile(r"(?i)\s+(?:is|was|are|to|of)\s*:?\s+[\"'`]?([^\s\"'`,;]{6,200}?)[\"'`]?(?=[\s,;.!?]*(?:\s|$))")
+_TOLD = re.compile(r"(?i)\s+(?:for|of)\s+[^\"'\n]{1,60}?\s(?:is|to|as|:)\s*[\"'`]([^\"'`\n]{6,200})[\"'`]")
+_COMMANDS = re.compile(r"(?:curl|wget|mysql|mysqldump|mysqladmin|sshpass|mongo|mongosh|smbclient|ldapsearch)\s")
+_LOGIN_FLAG = re.compile(
+    r"\s(?:-u|--user|--proxy-user|-U)\s+[\"']?[\w.@\\-]{1,64}[:%]([^\s\"']{4,128})|"
+    r"\s(?:-p|--passw(?:or)?d=|--http-password=|-w\s|--password\s|-p\s)[\"']?([^\s\"'-][^\s\"']{3,128})"
+)
 _MARKUP = re.compile(r">\s{0,4}([^<>\s]{4,400})\s{0,4}</")
 _FLAG = re.compile(r"\s+([^\s\"'`,;(){}\[\]<>&|-][^\s\"'`,;(){}\[\]<>&|]{5,400})")
 _BEARER = re.compile(r"(?i)(?:bearer|basic|token)\s+([A-Za-z0-9_\-+/=.~]{16,2000})")
@@ -56,7 +61,7 @@ _PLACEHOLDER = re.compile(
     r"default|value|text|hidden|test|testing|admin|user|username|email|yes|no|int|bool|any|object|varchar.*|char.*)[\"';)]*)$"
 )
 _TYPE = re.compile(
-    r"^(?:[A-Z][a-z]+){1,5}(?:\[.*|\s*\|.*)?$|^[a-z_]+(?:\.[A-Za-z_]+)+\(?.*$|^[A-Za-z_]\w*\(.*$|^[a-z]+(?:_[a-z]+)+$|^[A-Z]+(?:_[A-Z]+)+$|^--?[a-z].*$|^[/~.].*/.*$|^https?://[^\s@]*$|^\d{1,5}$"
+    r"^(?:[A-Z][a-z]+){1,5}(?:\[.*|\s*\|.*)?$|^[A-Za-z_]+(?:\.[A-Za-z_]+)+\(?.*$|^[A-Za-z_]\w*\(.*$|^[a-z]+(?:_[a-z]+)+$|^[A-Z]+(?:_[A-Z]+)+$|^--?[a-z].*$|^[/~.].*/.*$|^https?://[^\s@]*$|^\d{1,5}$"
 )
 _WEAK_NAME = re.compile(
     r"(?i)(?:token(?:s|izer|ize|_?(?:count|type|limit|id|ids|url|name|length|budget|usage|bucket|path|file|endpoint|ttl|expir\w*))|"
@@ -69,6 +74,7 @@ _HASHED = re.compile(
     r"(?i)(?:sha\d*|md5|integrity|checksum|digest|hash|etag|commit|fingerprint|data:|base64,|uuid|guid|nonce|sri)[^\n]{0,24}$"
 )
 _PASSWORD = re.compile(r"(?i)pass|pwd|cred")
+_PLAIN_KEY = re.compile(r"(?i)^(?!.*(?:api|access|private|auth|secret|sign|crypt|account|shared|token)).*key$")
 
 
 def entropy(text: str) -> float:
@@ -113,21 +119,31 @@ def keyed(text: str, start: int, end: int) -> Iterator[Found]:
         if match is not None and not _PLACEHOLDER.match(match[1]) and entropy(match[1]) > 3:
             yield Found("SECRET", *match.span(1), 0.85)
         return
-    line = text.rfind("\n", max(0, start - 60), start) + 1 or max(0, start - 60)
-    found = (one for one in _NAME.finditer(text, line, min(len(text), end + 80)) if one.start() <= start < one.end())
-    name = next(found, None)
-    if name is None:
+    if _COMMANDS.match(text, start):
+        line = text.find("\n", start)
+        match = _LOGIN_FLAG.search(text, start, min(line if line >= 0 else len(text), start + 400))
+        if match is not None:
+            group = 1 if match[1] else 2
+            if _kinds(match[group]) >= 2 and not _PLACEHOLDER.match(match[group]):
+                yield Found("SECRET", *match.span(group), 0.7)
         return
-    at = name.end()
+    start += text[start] == '"'
+    first = start
+    while first and text[first - 1] in _NAME_CHARS and start - first < _MAX_NAME:
+        first -= 1
+    rest = _NAME_END.match(text, start)
+    name = text[first : rest.end() if rest is not None else start].rstrip(".-")
+    at = first + len(name)
     match = _ASSIGNED.match(text, at) or _MARKUP.match(text, at) or _SPOKEN.match(text, at)
-    if match is None and name[0].startswith("-"):
+    match = match or _TOLD.match(text, at)
+    if match is None and (name.startswith("-") or text[max(0, first - 4) : first] in ("ENV ", "ARG ")):
         match = _FLAG.match(text, at)
     if match is None:
         return
     group = next(index for index in range(1, match.re.groups + 1) if match[index])
     value = match[group].rstrip("\\")
     quoted = match.re is _ASSIGNED and group == 1
-    confidence = _weigh(name[0].strip(".-_"), value, quoted=quoted, spoken=match.re is _SPOKEN)
+    confidence = _weigh(name.strip(".-_"), value, quoted=quoted, spoken=match.re in (_SPOKEN, _TOLD))
     if confidence:
         yield Found("SECRET", match.start(group), match.start(group) + len(value), confidence)
 
@@ -144,7 +160,10 @@ def _weigh(name: str, value: str, *, quoted: bool, spoken: bool) -> float:
         return 0.4
     if _PASSWORD.search(name):
         return 0.8 if kinds >= 2 or (quoted and len(value) >= 5) else (0.55 if len(value) >= 6 else 0.0)
-    if kinds >= 2 and len(value) >= 8 and entropy(value) >= 2.7:
+    if _PLAIN_KEY.search(name):
+        # A key is often only an index: it takes more to be a secret.
+        return 0.6 if len(value) >= 16 and kinds >= 2 and value.count(" ") == 0 and entropy(value) >= 3.0 else 0.0
+    if kinds >= 2 and len(value) >= 8 and entropy(value) >= 2.5:
         return 0.85 if len(value) >= 16 else 0.65
     return 0.55 if quoted and len(value) >= 12 and entropy(value) >= 3.0 else 0.0
 
