@@ -176,6 +176,9 @@ def _rules(prepared: Prepared) -> list[list[Any]]:
     rules: list[list[Any]] = []
     for view in prepared.views:
         rules += _except(view.source, _WRITE if view.writable else _READ, hidden)
+        if os.path.exists(f"{view.source}/__init__.py"):
+            # Python finds a package by listing the folder that it is in.
+            rules.append([os.path.dirname(view.source), confine.READ_DIR])
     return rules
 
 
