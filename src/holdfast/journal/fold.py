@@ -328,6 +328,7 @@ def _inbox(state: RunState, event: Event) -> None:
                 at=event.at,
                 approved=data["approved"],
                 reason=data["reason"],
+                digest=data.get("digest", ""),
             )
         )
     elif kind == "settled":
