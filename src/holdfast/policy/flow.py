@@ -130,9 +130,12 @@ def _spoken(text: str) -> Iterator[str]:
 
 
 def vouched(value: Any, facts: Facts) -> bool:
-    """Whether every text and number in a value was named by the principal's own input."""
-    known = set(facts.vouched)
-    return all(mark(text) in known for _, text, in_key in strings(value) if not in_key)
+    """Whether every text and number in a value was named by the principal's own input; what is true never was."""
+    if isinstance(value, Mapping):
+        return all(vouched(key, facts) and vouched(item, facts) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(vouched(item, facts) for item in value)
+    return value is None or value is False or (value is not True and mark(value) in facts.vouched)
 
 
 class Handles:

@@ -36,11 +36,13 @@ class UntrustedTaintParams(Params):
     sinks: tuple[Deed, ...] = Field(
         default=("*:*",), min_length=1, description="what is guarded, as `GATE:NAME` with wildcards"
     )
-    pure: bool = Field(default=False, description="whether tools that are declared to change nothing are guarded too")
-    bound: dict[Deed, tuple[Annotated[str, StringConstraints(min_length=1, max_length=128)], ...]] = Field(
+    pure: bool = Field(
+        default=False, description="whether the node's own tools that are declared to change nothing are guarded too"
+    )
+    free: dict[Deed, tuple[Annotated[str, StringConstraints(min_length=1, max_length=128)], ...]] = Field(
         default={},
-        description="actions that may go ahead all the same when each of these arguments was named by the principal's "
-        "own input, such as `tool:send_mail: [to]`",
+        description="actions that may go ahead all the same when the principal's own input named all their arguments "
+        "but these, such as `tool:send_mail: [subject, body]`",
     )
 
 
@@ -60,7 +62,7 @@ id: injected-orders-move-nothing
 category: untrusted_taint
 with:
   sinks: ["tool:*", "http:*"]
-  bound: {"tool:send_mail": [to], "tool:wire_transfer": [iban, amount]}
+  free: {"tool:send_mail": [subject, body], "tool:wire_transfer": [reference]}
 on_breach: require_approval
 """
 
@@ -70,14 +72,19 @@ on_breach: require_approval
         if not does_any(params.sinks, action):
             return None
         found = [label for label in carried(action, facts) if label in params.labels]
-        if not found or (action.gate == "tool" and action.effect is Effect.PURE and not params.pure):
+        # What is asked of somebody else's server leaves with the question, whatever the server calls it.
+        quiet = action.gate == "tool" and action.effect is Effect.PURE and not action.server
+        if not found or (quiet and not params.pure):
             return None
-        for deed, names in params.bound.items():
+        read = " and ".join(found)
+        for deed, free in params.free.items():
             if does_any((deed,), action):
-                strange = [name for name in names if name not in action.args or not vouched(action.args[name], facts)]
-                if not strange:
+                bound = [name for name in action.args if name not in free]
+                strange = [name for name in bound if not vouched(action.args[name], facts)]
+                if bound and not strange:
                     return None
-                reason = f"the run has read {' and '.join(found)} data, and nobody named its {', '.join(strange)}"
+                listed = ", ".join(name[:64] for name in strange) or "arguments"
+                reason = f"the run has read {read} data, and nobody named its {listed}"
                 return Breach(reason=reason, facts={"labels": found, "arguments": strange})
         return Breach(reason=f"the run has read {' and '.join(found)} data", facts={"labels": found})
 
