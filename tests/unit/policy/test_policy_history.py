@@ -395,3 +395,53 @@ def test_without_cedar_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_parameters_that_make_no_sense_are_refused(category: str, with_: dict[str, Any], cure: str) -> None:
     with pytest.raises(PolicyFileError, match=cure):
         one({"id": "r", "category": category, "with": with_})
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 14 * 24 * 60 - 1),
+    st.integers(0, 1439),
+    st.integers(0, 1439),
+    st.sets(st.sampled_from(["mon", "tue", "wed", "thu", "fri", "sat", "sun"]), min_size=1),
+)
+def test_a_window_is_open_in_the_minutes_that_begin_in_it(at: int, start: int, end: int, days: set[str]) -> None:
+    # Every minute of a fortnight that starts on a Monday, marked by walking through each opening.
+    names = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    length = (end - start) % 1440 or 1440
+    is_open = any(0 <= at - (day * 1440 + start) < length for day in range(-1, 14) if names[day % 7] in days)
+    clock = [f"{minute // 60:02d}:{minute % 60:02d}" for minute in (start, end)]
+    rules = bundle({
+        "id": "r", "category": "schedule_window", "with": {"start": clock[0], "end": clock[1], "days": sorted(days)},
+    })  # fmt: skip
+    monday = 1_772_409_600_000_000  # 2026-03-02 00:00:00 UTC
+    verdict = decide(CALL, msgspec.structs.replace(FACTS, now=monday + at * MINUTE), rules)
+    assert (verdict.outcome is Outcome.ALLOW) is is_open
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2000).map(lambda cents: cents / 100), min_size=1, max_size=12))
+def test_reserved_amounts_never_exceed_the_total(amounts: list[float]) -> None:
+    """The ledger's rule, reserved + amount ≤ limit, applied to what the category reserves."""
+    rules = bundle({"id": "r", "category": "blast_radius", "with": {"argument": "amount", "total": 30}})
+    used, passed = 0, 0.0
+    for amount in amounts:
+        verdict = decide(msgspec.structs.replace(CALL, args={"amount": amount}), FACTS, rules)
+        for item in verdict.reservations:
+            assert isinstance(item, Budget)
+            if used + item.amount <= item.limit:
+                used += item.amount
+                passed += amount
+    assert passed <= 30 + 1e-6
+    assert used == pytest.approx(passed * 1e9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 10**9), min_size=10, max_size=30), st.integers(1, 10**10), st.integers(0, 10**9))
+def test_what_costs_more_is_never_less_odd(costs: list[int], cost: int, more: int) -> None:
+    call = Action(kind="llm", name="generate", provider="p", model="m")
+    rules = bundle({"id": "a", "category": "cost_anomaly", "with": {"min_cost": 0}})
+    record = tuple(did("p/m", len(costs) - n, gate="llm", **{COST: value}) for n, value in enumerate(costs))
+    facts = recall(call, FACTS, rules.asks(call, FACTS, "after"), (), record)
+    odd = [decide_after(call, Ended(cost=value), facts, rules).outcome is Outcome.WARN for value in (cost, cost + more)]
+    assert odd[0] <= odd[1]
+    assert decide_after(call, Ended(cost=int(statistics.median(costs))), facts, rules).outcome is Outcome.ALLOW
