@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from holdfast.errors import IsolationError
-from holdfast.sandbox import bwrap, collector, procs, registry
+from holdfast.sandbox import bwrap, collector, procs, registry, runtime
 from holdfast.sandbox.base import Exit, Held, Reason
 from holdfast.sandbox.cgroup import Group
 from holdfast.sandbox.registry import Entry
@@ -154,7 +154,9 @@ class Started:
             return
         self._loop.remove_reader(self._init_fd)
         if self._status is None:
-            self._loop.call_later(registry.LINGER_SECONDS, self._end_outer)
+            # On a busy machine it may be long in coming; its word on how the program ended is worth waiting for.
+            quick = self._asked is not None and self._entry.level not in runtime.LEVELS
+            self._loop.call_later(registry.LINGER_SECONDS if quick else registry.REPORT_SECONDS, self._end_outer)
         self._finish()
 
     def _end_outer(self) -> None:

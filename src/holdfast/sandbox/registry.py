@@ -32,7 +32,9 @@ HOST_WORKSPACES = Path("/var/lib/holdfast/workspaces")
 PLAIN = ("process", "landlock")
 """Levels without a pid namespace: the program is the outer process, and what it started is looked for."""
 LINGER_SECONDS = 0.05
-"""How long the outer process may take to notice that its namespace is gone, before it is ended too."""
+"""How long the outer process may take to notice that its namespace was killed, before it is ended too."""
+REPORT_SECONDS = 20.0
+"""The same where it has something left to do: to report how the program ended, or to clear a container away."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,8 +250,12 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
 
 
 def _linger(targets: list[_Target]) -> None:
-    """Give outer processes the time to notice that their namespaces are gone; end those that do not."""
-    outer = [target.outer for target in targets if target.outer is not None]
+    """Give outer processes the time to notice that their namespaces are gone; end those that do not.
+
+    A container's clears away what its runtime made; whoever started it, or reaps, sees to its end.
+    """
+    mine = (target for target in targets if target.entry.level not in runtime.LEVELS)
+    outer = [target.outer for target in mine if target.outer is not None]
     if outer and not procs.wait_gone(outer, LINGER_SECONDS):
         for fd in outer:
             procs.send_kill(fd)
