@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.action import Action, Facts, Outcome, Verdict
+from holdfast.action import Action, Facts, Hit, Outcome, Verdict
 from holdfast.policy.bundle import Bundle, misfit
 from holdfast.policy.categories.base import Finding, Rule
 from holdfast.policy.conditions import Scene, Unanswered
@@ -50,16 +50,17 @@ def explain(action: Action, facts: Facts, bundle: Bundle) -> Explanation:
     """Account for the verdict on an action, typed or recorded, rule by rule. Standing kills come first."""
     verdict = decide(action, facts, bundle)
     known = {rule.id for rule in bundle.rules}
+    said = {hit.rule: hit for hit in verdict.hits}
     accounts = [
         Account(rule=hit.rule, category=hit.category, mode=hit.mode, applies=True, why=hit.reason, outcome=hit.outcome)
         for hit in verdict.hits
         if hit.rule not in known
     ]
-    accounts += [_account(rule, action, facts, bundle) for rule in bundle.rules]
+    accounts += [_account(rule, action, facts, bundle, said) for rule in bundle.rules]
     return Explanation(verdict=verdict, accounts=tuple(accounts))
 
 
-def _account(rule: Rule, action: Action, facts: Facts, bundle: Bundle) -> Account:
+def _account(rule: Rule, action: Action, facts: Facts, bundle: Bundle, said: Mapping[str, Hit]) -> Account:
     def say(why: str, **more: Any) -> Account:
         return Account(rule=rule.id, category=rule.category.name, mode=rule.mode, why=why, **more)
 
@@ -82,6 +83,8 @@ def _account(rule: Rule, action: Action, facts: Facts, bundle: Bundle) -> Accoun
     part = _alone(rule, finding, action, facts, bundle)
     reserves = tuple(_reservation(item) for item in part.reservations)
     hit = next((hit for hit in part.hits if hit.rule == rule.id), None)
+    # What people lifted shows only beside the rule that lifts.
+    hit = said.get(rule.id, hit)
     if hit is None:
         return say("it has no objection", applies=True, reserves=reserves)
     return say(hit.reason, applies=True, outcome=hit.outcome, facts=hit.facts, reserves=reserves)

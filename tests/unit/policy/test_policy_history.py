@@ -234,7 +234,10 @@ def test_a_glass_lifts_the_rules_that_it_names_and_records_what_they_say() -> No
     assert verdict.outcome is Outcome.ALLOW
     assert {hit.rule: hit.outcome for hit in verdict.hits} == {"z-glass": Outcome.ALLOW, "limit-a": Outcome.ALLOW}
     assert "lifted by glass g (bob, eve)" in next(hit.reason for hit in verdict.hits if hit.rule == "limit-a")
-    assert next(item for item in explain(CALL, glass(), rules).accounts if item.rule == "z-glass").applies
+    accounts = {item.rule: item for item in explain(CALL, glass(), rules).accounts}
+    assert accounts["z-glass"].applies
+    assert accounts["limit-a"].outcome is Outcome.ALLOW
+    assert "lifted" in accounts["limit-a"].why
 
 
 @pytest.mark.parametrize(
