@@ -326,11 +326,7 @@ class Driver:
         if not inc.idle.is_set() or inc.ended.done() or run.stop.done() or self._poked.is_set():
             await asyncio.sleep(0)
             return False
-        if any(
-            record.state != "waiting"
-            for record in run.state.records.values()
-            if not record.finished and record.state != "open"
-        ):
+        if not inc.parked():
             return False
         inc.close()
         suspended = run.recorder.draft(Kind.RUN_SUSPENDED, {"waiting": [r.id for r in run.state.waiting()]})

@@ -56,6 +56,7 @@ class Incarnation:
         self.patches: dict[str, bytes] = {}
         """Versions that this incarnation was told, by the patch's name (:mod:`holdfast.node.keep`)."""
         self._parked_calls: set[int] = set()
+        self._idle_calls: tuple[int, ...] = ()
         self._last = 0
         finished = [run.state.records[id_].finished for id_ in run.state.children.get("", {}).values()]
         self._unserved = sum(finished)
@@ -212,12 +213,14 @@ class Incarnation:
     def reply(self, number: int, data: bytes, *, replayed: bool = False) -> None:
         """Answer a call."""
         self.places.pop(number, None)
+        self.idle.clear()
         assert self.channel is not None
         self.send(wire.Reply(number, self.channel.pack(data), replayed))
 
     def fault(self, number: int, code: str, message: str, rule: str = "") -> None:
         """Answer a call with an error."""
         self.places.pop(number, None)
+        self.idle.clear()
         self.send(wire.Fault(number, code, message[:4000], rule))
 
     def serve(self, number: int, record: Record) -> None:
@@ -256,6 +259,12 @@ class Incarnation:
     def replaying(self) -> bool:
         """Whether the workflow is still being answered from the journal: what it logs now was logged before."""
         return self._unserved > 0
+
+    def parked(self) -> bool:
+        """Whether every call that the worker says it is blocked on still waits: none was answered meanwhile."""
+        places = [self.places.get(number) for number in self._idle_calls]
+        records = [self.run.state.records.get(place.id) if place else None for place in places]
+        return bool(records) and all(record is not None and record.state == "waiting" for record in records)
 
     def unserved(self) -> str:
         """A call of the workflow's own that the journal holds and the code did not make; empty when there is none."""
@@ -300,11 +309,8 @@ class Incarnation:
         self.run.services.author_log(self.run.header, message.level, text)
 
     def _on_idle(self, message: wire.Idle) -> None:
-        waiting = {place.id for number, place in self.places.items() if number in message.waiting}
-        states = self.run.state.records
-        if len(waiting) == len(set(message.waiting)) and all(
-            states[id_].state == "waiting" for id_ in waiting if id_ in states
-        ):
+        self._idle_calls = message.waiting
+        if self.parked():
             self.idle.set()
 
     def _on_cancel(self, message: wire.Cancel) -> None:
