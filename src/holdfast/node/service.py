@@ -316,8 +316,14 @@ def _drill(settings: Settings, home: Path, run: str) -> None:
 
 
 def _run_loop(main: Any) -> None:
+    import gc
+
     import uvloop
 
+    # Modules stay for good, and a step makes far fewer cycles than objects: looked for at every 700 objects, as is the
+    # default, they cost a node a sixth of its time.
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
 
