@@ -206,6 +206,12 @@ def serial(where: Path, engine: str, store: str, blocks: int, steps: int, names:
     }
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far: what its speed comes down to on a machine that is busy otherwise."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def side_by_side(where: Path, engine: str, store: str, steps: int, names: tuple[str, ...]) -> dict[str, Any]:
     """Steps a second of 64 runs, process starts apart, and of the peers."""
     line = where / "turn"
@@ -219,16 +225,23 @@ def side_by_side(where: Path, engine: str, store: str, steps: int, names: tuple[
         runs = [
             service.submit(f"{common.AGENTS}:Parallel", given, policy_files=(common.POLICIES,)) for _ in range(RUNS)
         ]
-        with common.Turns(line, lambda: None, parties=RUNS), common.serving(home) as node:
+        used: list[float] = []
+        with common.serving(home) as node, common.Turns(line, lambda: used.append(cpu_s(node.pid)), parties=RUNS):
             while any(service.run(run).status in ("pending", "running", "suspended") for run in runs):
                 if node.poll() is not None:
                     raise SystemExit(f"the node ended with {node.returncode}: {(where / 'serve.log').read_text()}")
                 time.sleep(0.5)
+            used.append(cpu_s(node.pid))
         done = [service.run(run) for run in runs]
     assert all(view.status == "completed" for view in done), [(v.status, v.error) for v in done]
     spans = [view.output for view in done]
     span = max(end for _, end in spans) - min(start for start, _ in spans)
-    result: dict[str, Any] = {"steps_a_second": round(RUNS * steps / span), "runs": RUNS, "steps": RUNS * steps}
+    result: dict[str, Any] = {
+        "steps_a_second": round(RUNS * steps / span),
+        "node_cpu_us_a_step": round((used[1] - used[0]) * 1e6 / (RUNS * steps)),
+        "runs": RUNS,
+        "steps": RUNS * steps,
+    }
     theirs = {}
     for peer in peers(where, engine, store, names):
         try:
@@ -323,6 +336,7 @@ def rows(engine: str, result: dict[str, Any]) -> list[tuple[object, ...]]:
         lines.append(
             (f"{engine}: {RUNS} runs, steps a second", speed, f"≥ {target:g}", common.verdict(speed >= target))
         )
+        lines.append((f"{engine}: the node's processor time for each", f"{many['node_cpu_us_a_step']} µs", "", ""))
         for name, theirs in many["peers"].items():
             ratio = round(speed / theirs, 1)
             lines.append(
