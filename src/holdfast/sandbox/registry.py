@@ -167,7 +167,8 @@ class _Target:
     at once, it would leave a zombie to a pid 1 of the host's or container's that may not reap.
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, found: list[int] | None = None) -> None:
+        """``found``: pids by uid and mark where there is no first process, when they were searched for already."""
         self.entry = entry
         self.paths = tuple(map(Path, entry.cgroups))
         self.outer = procs.open_pidfd(entry.outer)
@@ -175,7 +176,7 @@ class _Target:
         if entry.init is None:
             # Still starting, or a level without a namespace. The launcher alone must not be ended: bubblewrap's child
             # waits for a word of its parent's before it binds itself to the parent's life.
-            self.fds = stragglers(entry)
+            self.fds = stragglers(entry) if found is None else _open(entry, found)
         else:
             self.fds = [fd for fd in (init if init is not None else self.outer,) if fd is not None]
 
@@ -230,8 +231,10 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
     targets: list[_Target] = []
     try:
         with procs.urgent():
+            without = [entry for entry in entries if entry.init is None]
+            found = search(without) if without else {}
             for entry in entries:
-                targets.append(_Target(entry))
+                targets.append(_Target(entry, found.get(entry.id)))
                 with contextlib.suppress(OSError):
                     (home / FOLDER / f"{entry.id}.killed").touch(mode=0o600)
             # All signals in one go: what dies competes for the processor with whoever prepares the next signal.
@@ -263,19 +266,33 @@ def _linger(targets: list[_Target]) -> None:
 
 def stragglers(entry: Entry) -> list[int]:
     """Pidfds of what belongs to a boundary by its cgroup, its tree, its uid, and its mark. Reads all of ``/proc``."""
-    mark = f"{MARKER}={entry.id}".encode()
-    pids = dict.fromkeys(cgroup.members(tuple(map(Path, entry.cgroups))))
+    return _open(entry, search([entry])[entry.id])
+
+
+def search(entries: list[Entry]) -> dict[str, list[int]]:
+    """Id of a boundary to pids of what carries its uid or its mark: one reading of ``/proc`` for all of them."""
+    found: dict[str, list[int]] = {entry.id: [] for entry in entries}
+    uids_ = {entry.uid: entry.id for entry in entries if entry.uid}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
-        with contextlib.suppress(OSError):
-            own = entry.uid and entry.uid in procs.uids_of(name)
-            if own or mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                pids[int(name)] = None
+        owner = next((uids_[uid] for uid in procs.uids_of(name) if uid in uids_), None) if uids_ else None
+        if owner is None:
+            with contextlib.suppress(OSError):
+                environ = b"\0" + Path(f"/proc/{name}/environ").read_bytes()
+                owner = environ.partition(f"\0{MARKER}=".encode())[2].partition(b"\0")[0].decode(errors="replace")
+        if owner in found:
+            found[owner].append(int(name))
+    return found
+
+
+def _open(entry: Entry, pids: list[int]) -> list[int]:
+    """Pidfds of these processes, of the boundary's cgroup and of its tree."""
+    every = dict.fromkeys([*pids, *cgroup.members(tuple(map(Path, entry.cgroups)))])
     if procs.alive(entry.outer):
-        pids.update(dict.fromkeys(procs.tree(entry.outer.pid)))
+        every.update(dict.fromkeys(procs.tree(entry.outer.pid)))
     found = []
-    for pid in pids:
+    for pid in every:
         one = procs.identify(pid)
         fd = None if one is None or pid == os.getpid() else procs.open_pidfd(one)
         if fd is not None:
