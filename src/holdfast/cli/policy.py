@@ -106,6 +106,56 @@ def try_out(
 
 
 @app.command()
+def coverage(
+    run: Annotated[list[str] | None, typer.Option(metavar="RUN", help="Run; may be given often; none: all.")] = None,
+    tenant: Annotated[str, typer.Option(help="Only runs of this tenant.")] = "",
+    json: opening.Json = False,
+) -> None:
+    """Show which share of recorded actions passed a gate, what did not, and what no rule looked at."""
+    from holdfast.journal.base import StreamKind
+    from holdfast.policy.bundle import Bundle
+    from holdfast.policy.coverage import coverage as fold
+
+    bundles: dict[str, Bundle | None] = {}
+    with opening.service() as service:
+        store = service.store
+
+        def bundle_of(digest: str) -> Bundle | None:
+            if digest not in bundles:
+                data = store.blob(digest)
+                bundles[digest] = Bundle.from_bytes(data) if data is not None else None
+            return bundles[digest]
+
+        rows = store.streams(tenant=tenant or None, kind=StreamKind.RUN)
+        names = run or [row.header.stream for row in rows]
+        missing = [name for name in names if store.stream(name) is None]
+        if missing:
+            raise UsageError(f"there is no run {missing[0]}; `holdfast runs list` shows them")
+        found = fold((store.events(name) for name in names), bundle_of)
+    if json:
+        kinds = {
+            kind: {"actions": share.actions, "gated": share.gated, "ruled": share.ruled}
+            for kind, share in sorted(found.kinds.items())
+        }
+        totals = {"runs": len(names), "actions": found.actions, "gated": found.gated}
+        output.emit({**totals, "kinds": kinds, "bypasses": found.bypasses, "unruled": found.unruled})
+        return
+    table = [
+        (kind, str(share.actions), _share(share.gated, share.actions), _share(share.ruled, share.actions))
+        for kind, share in sorted(found.kinds.items())
+    ]
+    output.table(("kind", "actions", "passed a gate", "a rule applied"), table, empty="No actions are on record.")
+    for name, count in sorted(found.bypasses.items()):
+        output.say(f"bypass: {name}, {count} times", "red")
+    for name, count in sorted(found.unruled.items()):
+        output.say(f"no rule applied: {name}, {count} times", "yellow")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of policy files, for editors."""
     import msgspec
