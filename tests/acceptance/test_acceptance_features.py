@@ -277,6 +277,15 @@ AGENT = """
             time.sleep(3600)
 
         @workflow
+        def long(self, ctx):
+            return [ctx.call(self.counted) > 0, ctx.call(self.until_stopped)]
+
+        def until_stopped(self, ctx):
+            if ctx.attempt == 1:
+                time.sleep(3600)
+            return ctx.attempt
+
+        @workflow
         def pinned(self, ctx):
             ctx.wait_signal("go")
             return "old"
@@ -817,4 +826,18 @@ def test_a_waiting_run_costs_no_process_and_goes_on_with_the_code_that_it_began_
                 service.signal(one, "go", b"null", principal=desk.person)
         assert desk.ended(run, "completed").output == "old"
         assert desk.ended(fresh, "completed").output == "new"
+    desk.verify()
+
+
+def test_a_node_that_is_stopped_in_the_middle_leaves_its_runs_to_the_next(desk: Desk) -> None:
+    with desk.serving():
+        runs = [desk.submit("features.py:Features", workflow="long") for _ in range(2)]
+        for run in runs:
+            desk.reached(run, "intent", 2)
+    with desk.service() as service:
+        assert service.store.nodes() == []
+    with desk.serving():
+        for run in runs:
+            assert desk.ended(run, "completed").output == [True, 2]
+            assert desk.steps(run) == ["counted.1", "until_stopped.1", "until_stopped.1"]
     desk.verify()

@@ -523,6 +523,17 @@ class TestLeases:
         store.unregister("n1")
         assert [state.header.stream for state in store.ready(limit=9)] == ["r1"]
 
+    def test_what_a_dead_node_drove_is_ready_even_when_it_wished_for_nothing(self, store: SqlStore) -> None:
+        """Whoever takes one stream of a dead node frees them all, and may die before it takes the next."""
+        seed(store, "r1", "r2", "r3")
+        done(store, *(append(name, patch=Patch(status="running", set_ready=True)) for name in ("r1", "r2")))
+        done(store, append("r3", patch=Patch(status="completed", set_ready=True)))
+        store.register(node(store, "n2"))
+        assert store.claim("r1", "n2", free=("n1",)) == 2
+        assert [state.header.stream for state in store.ready(limit=9)] == ["r2"]
+        store.unregister("n2")
+        assert {state.header.stream for state in store.ready(limit=9)} == {"r1", "r2"}
+
     def test_ready_is_the_oldest_wish_first_and_only_what_is_due(self, store: SqlStore) -> None:
         seed(store)
         now = store.now()

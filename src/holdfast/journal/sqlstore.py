@@ -174,11 +174,13 @@ class SqlStore(Evidence):
 
     def _free(self, run: Execute, node: str) -> None:
         run("DELETE FROM nodes WHERE node = ?", (node,))
-        # Locked in the order in which every transaction locks streams.
+        # What it drove is ready at once: whoever frees it may die before it claims it, and while a stream is driven it
+        # asks for nobody else. Locked in the order in which every transaction locks streams.
+        ended = ", ".join(f"'{status}'" for status in sorted(FINAL))
         run(
-            "UPDATE streams SET owner = '' WHERE stream IN "  # noqa: S608
-            f"(SELECT stream FROM streams WHERE owner = ? AND owner <> '' ORDER BY stream{self._lock})",
-            (node,),
+            f"UPDATE streams SET owner = '', ready_at = CASE WHEN status IN ({ended}) THEN NULL ELSE ? END "  # noqa: S608
+            f"WHERE stream IN (SELECT stream FROM streams WHERE owner = ? AND owner <> '' ORDER BY stream{self._lock})",
+            (self._clock(run), node),
         )
 
     def _sealing_key(self, run: Execute, tenant: str) -> TenantKey:
