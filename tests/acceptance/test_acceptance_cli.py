@@ -147,7 +147,7 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, str], int, tuple[str, ...]]] = [
     (("run", TARGET, "--policy", "typo.yaml", *GIVEN), {}, 2, ("typo.yaml:3", "categry", "category")),
     (("run", TARGET, "--policy", "unknown.yaml", *GIVEN), {}, 2, ("unknown.yaml:3", "step_limits", "step_limit")),
     (("run", TARGET, "--policy", "none.yaml", *GIVEN), {}, 2, ("none.yaml",)),
-    (("run", TARGET, "--isolation", "gvisor", *GIVEN), {}, 8, ("gvisor", "namespace")),
+    (("run", TARGET, "--isolation", "microvm", *GIVEN), {}, 8, ("microvm", "namespace")),
     (("runs", "show", "run-nothing"), {}, 2, ("run-nothing", "holdfast runs list")),
     (("approvals", "approve", "nothing"), {}, 2, ("nothing", "holdfast approvals list")),
     (("kill", "lift", "nothing"), {}, 2, ("nothing", "holdfast kill list")),
