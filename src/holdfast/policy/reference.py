@@ -97,6 +97,8 @@ def _shape(spec: dict[str, Any]) -> str:
     if spec.get("type") == "integer":
         low = spec.get("minimum", spec.get("exclusiveMinimum", -1) + 1)
         return f"whole number, {low:,} to {spec['maximum']:,}"
+    if spec.get("type") == "number":
+        return f"number, {spec['minimum']:g} to {spec['maximum']:g}" if "maximum" in spec else "number"
     return "text"
 
 
@@ -108,7 +110,9 @@ def _more(category: Category) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "[]" if value in ([], ()) else str(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value)
 
 
 def _code(words: Any) -> str:

@@ -58,6 +58,7 @@ _SIMPLE = {
     gate.LABELLED: identifiers.labelled,
     gate.LOGIN: secrets.logins,
 }
+_WHOLE = frozenset({gate.IBAN, gate.NAMED})
 _RUN = frozenset("0123456789 .-()/+")
 _BARE = 7
 """Length of a trigger of digits without a separator among them."""
@@ -178,9 +179,12 @@ def readings(text: str) -> Iterator[str]:
         for kind, start, end in gate.spots(current):
             if kind == gate.TOKEN and start >= done:
                 first, done = decode.token(current, start, end)
-                opened = decode.open_token(current[first:done], budget)
-                if opened is not None and opened[0]:
-                    stack.append((opened[0], depth + 1))
+                value = current[first:done]
+                for low, high in ((0, len(value)), *decode.parts(value)):
+                    opened = decode.open_token(value[low:high], budget)
+                    if opened is not None and opened[0]:
+                        stack.append((opened[0], depth + 1))
+                        break
 
 
 def _scan(text: str, budget: decode.Budget, depth: int) -> tuple[list[Found], list[Blob], list[Blob]]:
@@ -192,7 +196,12 @@ def _scan(text: str, budget: decode.Budget, depth: int) -> tuple[list[Found], li
     for kind, start, end in gate.spots(text):
         simple = _SIMPLE.get(kind)
         if simple is not None:
-            found += simple(text, start, end)
+            known = list(simple(text, start, end))
+            found += known
+            if known and kind in _WHOLE:
+                # What is known as a whole is not taken apart again.
+                seen[gate.NUMBER] = max(seen[gate.NUMBER], known[-1].end)
+                seen[gate.TOKEN] = max(seen[gate.TOKEN], known[-1].end)
         elif kind in (gate.NUMBER, gate.IP4):
             addresses = list(identifiers.ip4(text, start, end)) if kind == gate.IP4 else []
             if addresses:
@@ -248,6 +257,12 @@ def _token(text: str, start: int, end: int, budget: decode.Budget, depth: int, i
     value = text[start:end]
     result = decode.open_token(value, budget)
     found, decoded, opaque = into
+    if result is None or not result[0]:
+        for first, last in decode.parts(value):
+            other = decode.open_token(value[first:last], budget)
+            if other is not None and other[0]:
+                result, start, end = other, start + first, start + last
+                break
     if result is None:
         _inside(text, start, end, found)
         return

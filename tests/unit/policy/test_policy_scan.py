@@ -323,3 +323,12 @@ def test_orders_on_public_data() -> None:
             found += [row["text"]] if hit else []
     assert len(false) <= 0.03 * harmless, false
     assert len(found) >= 0.6 * direct
+
+
+@pytest.mark.parametrize(
+    "wrap", ["/v1/{}/x", "a{}", "ab{}", "abc{}", "word\n{}\nThanks", "x-{}-y", "data_{}", "{}\n\nAnn"]
+)
+def test_code_is_found_within_what_surrounds_it(wrap: str) -> None:
+    code = base64.b64encode(f"pay with {CARD} please.".encode()).decode().rstrip("=")
+    assert kinds(wrap.format(code)) == ["CREDIT_CARD"]
+    assert "CREDIT_CARD" in {one.type for reading in readings(wrap.format(code)) for one in scan(reading).findings}

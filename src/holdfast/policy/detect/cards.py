@@ -39,6 +39,7 @@ _BRANDS: tuple[tuple[int, int, int, frozenset[int], float], ...] = (
     (56, 58, 2, frozenset(range(12, 20)), 0.4),
     (61, 69, 2, frozenset(range(12, 20)), 0.4),
 )
+_FIRST = "123456"
 _REACH = 64
 """Code points before a number in which a word counts as near it."""
 
@@ -72,7 +73,7 @@ def cards(text: str, start: int, end: int) -> Iterator[Found]:
         best = None
         for last in _ends(text, groups, index):
             digits = "".join(text[a:b] for a, b in groups[index : last + 1])
-            if not luhn(digits) or _inside_word(text, groups[index][0], groups[last][1]):
+            if digits[0] not in _FIRST or not luhn(digits) or _inside_word(text, groups[index][0], groups[last][1]):
                 continue
             if context is None:
                 context = _CONTEXT.search(text, max(0, start - _REACH), min(len(text), end + 24)) is not None

@@ -13,7 +13,7 @@ import html
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 MAX_DEPTH = 3
 MAX_BYTES = 1 << 20
@@ -34,6 +34,8 @@ _KNOWN_BINARY = (
     (b"OggS", "ogg"),
     (b"wOF", "woff"),
 )
+_SHORTEST = 16
+"""Characters from which a token may be code."""
 _OPAQUE_FROM = 48
 """Encoded bytes from which what is no text is worth a report; below it is a hash or an id."""
 
@@ -72,13 +74,33 @@ def open_token(value: str, budget: Budget) -> tuple[str, str] | None:
         # A digest in hex is no text and nobody hides anything in it.
         return found if found is None or found[0] or len(raw) > 64 else None
     body = compact.rstrip("=")
-    if len(body) < 16 or len(body) % 4 == 1 or _prose(body):
+    if len(body) < _SHORTEST or len(body) % 4 == 1 or _prose(body):
         return None
     try:
         raw = base64.b64decode(body.replace("-", "+").replace("_", "/") + "=" * (-len(body) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None
     return _read(raw, "base64", budget)
+
+
+_PARTS = re.compile(r"[A-Za-z0-9+]{16,}={0,2}")
+
+
+def parts(value: str) -> Iterator[tuple[int, int]]:
+    """Other stretches of a token that may be the code: lines, parts of a path, and what follows a stray character."""
+    if "\n" in value:
+        at = 0
+        for line in value.splitlines(keepends=True):
+            if len(line) >= _SHORTEST:
+                yield at, at + len(line.rstrip("\r\n"))
+            at += len(line)
+    if any(mark in value for mark in "/-_"):
+        for match in _PARTS.finditer(value):
+            if match.end() - match.start() < len(value):
+                yield match.span()
+    for shift in (1, 2, 3):
+        if len(value) - shift >= _SHORTEST:
+            yield shift, len(value)
 
 
 def _prose(body: str) -> bool:

@@ -120,7 +120,7 @@ def keyed(text: str, start: int, end: int) -> Iterator[Found]:
             yield Found("SECRET", *match.span(1), 0.85)
         return
     if _COMMANDS.match(text, start):
-        line = text.find("\n", start)
+        line = text.find("\n", start, start + 400)
         match = _LOGIN_FLAG.search(text, start, min(line if line >= 0 else len(text), start + 400))
         if match is not None:
             group = 1 if match[1] else 2
