@@ -98,7 +98,8 @@ def _shape(spec: dict[str, Any]) -> str:
         low = spec.get("minimum", spec.get("exclusiveMinimum", -1) + 1)
         return f"whole number, {low:,} to {spec['maximum']:,}"
     if spec.get("type") == "number":
-        return f"number, {spec['minimum']:g} to {spec['maximum']:g}" if "maximum" in spec else "number"
+        low = spec.get("minimum", spec.get("exclusiveMinimum", 0))
+        return f"number, {low:g} to {spec['maximum']:g}" if "maximum" in spec else "number"
     return "text"
 
 
