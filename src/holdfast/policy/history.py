@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -152,6 +151,8 @@ def _answer(question: Question, items: list[Past]) -> int | float | None:
         return sum(known) if len(known) == len(values) else None
     if not known:
         return 0
+    import statistics  # slow to load, and few rules need it
+
     middle = statistics.median(known)
     return middle if question.op == "median" else statistics.median(abs(value - middle) for value in known)
 

@@ -39,6 +39,8 @@ def test_a_category_describes_itself(name: str) -> None:
     assert category.summary.endswith(".")
     assert category.name == name
     assert category.verdicts
+    assert category.controls
+    assert all(":" in control for control in category.controls)
     for key, field in category.params.model_fields.items():
         assert field.description, f"{name}.{key} says nothing"
 

@@ -62,6 +62,7 @@ class BudgetUsd(Category):
     gates = ("llm", "tool", "step", "http", "spawn")
     default_gates = ("llm",)
     verdicts = LIMITS
+    controls = ("soc2:CC5.2", "model-risk:limits")
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "floor_tokens": "higher", "per_call": "higher"}
     example = """\
 id: cost-ceiling
@@ -107,6 +108,7 @@ class BudgetTokens(Category):
     gates = ("llm",)
     default_gates = ("llm",)
     verdicts = LIMITS
+    controls = ("soc2:A1.1", "model-risk:limits")
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "floor_tokens": "higher"}
     example = """\
 id: tokens-a-day
@@ -145,6 +147,7 @@ class ModelPriceCeiling(Category):
     gates = ("llm",)
     default_gates = ("llm",)
     verdicts = LIMITS
+    controls = ("soc2:CC5.2",)
     tighter: ClassVar[Mapping[str, str]] = {"input_per_mtok": "lower", "output_per_mtok": "lower"}
     example = """\
 id: no-dear-models

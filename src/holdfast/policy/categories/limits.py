@@ -33,6 +33,7 @@ class StepLimit(Category):
     gates = ("step",)
     default_gates = ("step",)
     verdicts = ENDS
+    controls = ("soc2:A1.1", "model-risk:limits")
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: at-most-500-steps
@@ -69,6 +70,7 @@ class ToolCallLimit(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
+    controls = ("soc2:A1.1",)
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: three-transfers-a-run
@@ -113,6 +115,7 @@ class WallClockLimit(Category):
     gates = GATES
     default_gates = ACTS
     verdicts = ENDS
+    controls = ("soc2:A1.1",)
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: done-within-a-day
@@ -152,6 +155,7 @@ class IdleLimit(Category):
     gates = GATES
     default_gates = ACTS
     verdicts = ENDS
+    controls = ("soc2:A1.1", "hipaa:164.312(a)(2)(iii)")
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower"}
     example = """\
 id: stalled-for-an-hour
@@ -201,6 +205,7 @@ class LoopDetection(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
+    controls = ("soc2:CC7.2", "mifid2:rts6-art15", "model-risk:monitoring")
     tighter: ClassVar[Mapping[str, str]] = {
         "max_repeats": "lower",
         "window": "higher",
@@ -266,6 +271,7 @@ class KillSwitch(Category):
     gates = GATES
     default_gates = GATES
     verdicts = (Outcome.TERMINATE, Outcome.DENY)
+    controls = ("soc2:CC7.4", "mifid2:rts6-art12")
     example = """\
 id: experiments-are-off
 category: kill_switch

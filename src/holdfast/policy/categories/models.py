@@ -37,6 +37,7 @@ class ModelAllowlist(Category):
     gates = ("llm",)
     default_gates = ("llm",)
     verdicts = REFUSALS
+    controls = ("soc2:CC6.8", "model-risk:inventory")
     tighter: ClassVar[Mapping[str, str]] = {"allow": "subset", "deny": "superset", "pinned": "true"}
     example = """\
 id: reviewed-models

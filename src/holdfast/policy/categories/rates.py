@@ -38,6 +38,7 @@ class RateLimit(Category):
     gates = ("llm", "tool", "step", "http", "spawn", "memory", "file")
     default_gates = ("llm", "tool")
     verdicts = SLOWS
+    controls = ("soc2:A1.1", "mifid2:rts6-art15")
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "burst": "lower"}
     example = """\
 id: sixty-calls-a-minute
@@ -86,6 +87,7 @@ class ConcurrencyLimit(Category):
     gates = ("llm", "tool", "step", "http", "spawn")
     default_gates = ("llm", "tool")
     verdicts = SLOWS
+    controls = ("soc2:A1.1",)
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "ttl": "higher"}
     example = """\
 id: four-model-calls-at-once

@@ -34,6 +34,7 @@ class ToolAllowlist(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = REFUSALS
+    controls = ("soc2:CC6.3", "pci-dss:7.2.2")
     tighter: ClassVar[Mapping[str, str]] = {"allow": "subset", "deny": "superset"}
     example = """\
 id: bank-tools
