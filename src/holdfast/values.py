@@ -60,12 +60,12 @@ def sha256(data: bytes) -> str:
 
 def digest(*parts: str | bytes) -> str:
     """SHA-256 (hex) over parts, each with its length ahead, so that no two lists collide."""
-    state = hashlib.sha256()
+    pieces = []
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "big"))
-        state.update(data)
-    return state.hexdigest()
+        pieces.append(len(data).to_bytes(8, "big"))
+        pieces.append(data)
+    return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
 _SCALARS = frozenset({str, int, bool, type(None)})

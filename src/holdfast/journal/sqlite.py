@@ -70,6 +70,7 @@ class SqliteStore(SqlStore):
 
     def __init__(self, path: Path, keyring: Keyring) -> None:
         self.path = path
+        self._name = os.fspath(path)
         self.url = f"sqlite:///{path}"
         self.keyring = keyring
         self.heads: dict[str, bytes] = {}
@@ -283,7 +284,7 @@ class SqliteStore(SqlStore):
         """The writing connection. A file that was moved away or replaced is not written to unseen."""
         if self._writer is not None:
             try:
-                found = os.stat(self.path)
+                found = os.stat(self._name)
             except FileNotFoundError:
                 raise StoreError(
                     f"{self.path} was removed while it was in use: nothing more is recorded. Put it back and "

@@ -58,17 +58,24 @@ class Channel(asyncio.Protocol):
         if self._ended:
             return
         try:
+            # Most of the time exactly one whole frame came: then there is nothing to cut or to keep.
+            if not self._deframer.pending and 4 < len(data) == 4 + int.from_bytes(data[:4], "big") <= wire.MAX_FRAME:
+                self._take(data[4:])
+                return
             self._deframer.feed(data)
             for body in self._deframer:
-                message = wire.decode(wire.worker_decoder, body)
-                if type(message) is wire.Blob:
-                    self._blobs.add(message)
-                else:
-                    self._on_message(message)
+                self._take(body)
                 if self._ended:
                     return
         except ProtocolError as error:
             self._end(error)
+
+    def _take(self, body: bytes) -> None:
+        message = wire.decode(wire.worker_decoder, body)
+        if type(message) is wire.Blob:
+            self._blobs.add(message)
+        else:
+            self._on_message(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""

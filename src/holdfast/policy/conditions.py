@@ -448,7 +448,7 @@ def _presence(names: tuple[str, ...]) -> Getter:
         value = getattr(action if root == "action" else facts, field)
         for name in rest:
             value = _inner(value, name)
-        if not isinstance(value, Mapping):
+        if type(value) is not dict and not isinstance(value, Mapping):
             return None
         return None if last in value and value[last] is None else last in value
 
@@ -457,7 +457,7 @@ def _presence(names: tuple[str, ...]) -> Getter:
 
 def _inner(value: Any, name: str) -> Any:
     """A field of a value as it is, so that nothing but the field itself is converted; None when it is not there."""
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         if type(value) in (int, str, float, bool, list, tuple) or value is None:
             return None
         value = _plain(value)
