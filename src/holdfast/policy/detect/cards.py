@@ -11,7 +11,7 @@ _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 _GROUPS = re.compile(r"\d+")
 _CONTEXT = re.compile(
     r"(?i)\b(?:card|cc|credit|debit|visa|master ?card|amex|american express|maestro|discover|jcb|diners|pan|karte|"
-    r"tarjeta|carte|carta|cart[aã]o|kort)\b|卡"
+    r"tarjeta|carte|carta|cart[aã]o|kort|atm|cvv|cvc|expir(?:y|es|ation))\b|卡"
 )
 _SEPARATORS = " -."
 _BRANDS: tuple[tuple[int, int, int, frozenset[int], float], ...] = (
@@ -35,6 +35,9 @@ _BRANDS: tuple[tuple[int, int, int, frozenset[int], float], ...] = (
     (62, 62, 2, frozenset(range(16, 20)), 0.7),
     (60, 60, 2, frozenset({16}), 0.7),
     (2200, 2204, 4, frozenset(range(16, 20)), 0.7),
+    (35, 35, 2, frozenset({16}), 0.5),
+    *((iin, iin, 4, frozenset(range(12, 20)), 0.55) for iin in (5018, 5020, 5038, 5612, 5893, 6304, 6390)),
+    (6759, 6763, 4, frozenset(range(12, 20)), 0.55),
     (50, 50, 2, frozenset(range(12, 20)), 0.4),
     (56, 58, 2, frozenset(range(12, 20)), 0.4),
     (61, 69, 2, frozenset(range(12, 20)), 0.4),

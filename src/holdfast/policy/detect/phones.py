@@ -31,6 +31,7 @@ _NEAR = re.compile(
     r"lat|lon|page|row|line|port|pid|timestamp|epoch|bytes?|size))\b|(?P<cjk>电话|手机|電話|携帯|전화)"
 )
 _NANP = re.compile(r"(?:\+?1[ .-]?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}")
+_AFTER = re.compile(r"(?i)\s{0,2}[(\[,]?\s?(?:mobile|cell|tel|fax|phone|office|home|landline|whatsapp|work)\b")
 _REGIONS = ("GB", "DE", "FR", "IT", "ES", "NL", "BE", "CH", "AT", "SE", "AU", "JP", "IE", "NZ", "DK", "PL")
 _REACH = 48
 
@@ -64,12 +65,13 @@ def _weigh(text: str, start: int, end: int) -> float:
     whole = text[start:end]
     piece = re.split(r"(?i)\s?(?:x|e)", whole, maxsplit=1)[0]
     groups = re.findall(r"\d+", piece)
-    size = sum(map(len, groups))
+    sizes = [len(group) for group in groups]
+    size = sum(sizes)
     if not 7 <= size <= 15 or piece.count("(") != piece.count(")"):
         return 0.0
     if text[start - 1 : start] in {"$", "€", "£", "#", "¥"}:
         return 0.0
-    near = _near(text, start)
+    near = _near(text, start) or int(_AFTER.match(text, end) is not None)
     if piece.startswith("+"):
         return _international(piece, near)
     if _NANP.fullmatch(piece):
@@ -80,7 +82,18 @@ def _weigh(text: str, start: int, end: int) -> float:
         return 0.0
     if piece.startswith(("00", "(0")) or (piece[0] == "0" and size >= 9):
         return 0.6 if _national(piece) else 0.0
+    if 8 <= size <= 12 and sizes != [5, 4] and _alone(text, start, end):
+        return 0.55
     return 0.0
+
+
+def _alone(text: str, start: int, end: int) -> bool:
+    """Whether nothing else stands on its line, as on cards and below letters."""
+    before = text.rfind("\n", max(0, start - 16), start)
+    after = text.find("\n", end, end + 16)
+    if before < 0 or (after < 0 and len(text) - end > 16):
+        return False
+    return not text[before + 1 : start].strip() and not text[end : after if after >= 0 else len(text)].strip()
 
 
 def _near(text: str, start: int) -> int:
