@@ -16,6 +16,7 @@ from holdfast.policy.categories import CATEGORIES
 from holdfast.policy.categories.base import Breach
 from holdfast.policy.decide import decide, decide_after, decide_during
 from holdfast.policy.model import one
+from holdfast.values import sha256
 
 CENT = 10_000_000
 DENY, ASK, END = "deny", "require_approval", "terminate"
@@ -94,6 +95,7 @@ RUN_KEY = "budget_usd/default/rule/run/run-1"
 TOKEN_KEY = "budget_tokens/default/rule/run/run-1"
 RATE_KEY = "rate_limit/rule/default"
 HOLD_KEY = "concurrency_limit/rule/default"
+PROMPT = sha256(b"Be brief.")
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -384,6 +386,9 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("a floating alias", {"pinned": True, "deny": ["m-2"]}, action={**CALL, "model": "m-latest"}, outcome=DENY),
         Case("a pinned version", {"pinned": True}, action=CALL),
         Case("no model", {"deny": ["m-2"]}, action={**CALL, "model": ""}, outcome=DENY),
+        Case("a reviewed prompt", {"prompts": [PROMPT]}, action={**CALL, "args": {"system": "Be brief."}}),
+        Case("another prompt", {"prompts": [PROMPT]}, action={**CALL, "args": {"system": "Be bad."}}, outcome=DENY),
+        Case("no prompt", {"prompts": [PROMPT]}, action=CALL, outcome=DENY),
     ),
 }
 
@@ -414,7 +419,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "escalate_to": ["user:zoe"],
     },
     "tool_allowlist": {"allow": ["zzz"], "deny": ["*"]},
-    "model_allowlist": {"allow": ["zzz"], "deny": ["*"], "pinned": False},
+    "model_allowlist": {"allow": ["zzz"], "deny": ["*"], "pinned": False, "prompts": ["0" * 64]},
 }
 """Another value of every parameter."""
 

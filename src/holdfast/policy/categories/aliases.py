@@ -39,6 +39,7 @@ _KNOWN: Mapping[str, Alias] = {
     "breach_notification": Alias(
         category="canary_leak", note="a planted token that turns up is a verdict in the record, which alerts can follow"
     ),
+    "prompt_allowlist": Alias(category="model_allowlist", note="only system prompts that were reviewed, by digest"),
     "recursion_bound": Alias(category="delegation_depth", note="how deep runs may start runs"),
 }
 
