@@ -138,6 +138,8 @@ class RunState(msgspec.Struct, kw_only=True):
     """What ``run.undoing`` said; empty: nothing is to be undone."""
     doubt: str = ""
     diverged: str = ""
+    failing: str = ""
+    """Who said that a diverged run is to fail; empty: nobody."""
     seq: int = 0
 
     @property
@@ -344,6 +346,8 @@ def _inbox(state: RunState, event: Event) -> None:
                 record.wait.spec, approvers=tuple(data["approvers"]), on_expiry="deny", escalate_to=()
             )
             record.wait = msgspec.structs.replace(record.wait, spec=spec, wake_at=data["wake_at"])
+    elif kind == "resolve":
+        state.failing = event.principal if state.diverged and data["how"] == "fail" else ""
     elif kind == "child":
         state.ended[data["run"]] = {**data, "output": event.payloads.get("data", "")}
 

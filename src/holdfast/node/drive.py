@@ -23,7 +23,7 @@ from holdfast.node.channel import Channel
 from holdfast.node.deployment import materialise
 from holdfast.node.finish import finish
 from holdfast.node.history import history
-from holdfast.node.inbox import Inbox
+from holdfast.node.inbox import Inbox, failing
 from holdfast.node.incarnation import Incarnation
 from holdfast.node.launch import launch, root_inside
 from holdfast.node.pressure import under_pressure
@@ -161,6 +161,8 @@ class Driver:
         await self._inbox.feed()
         if state.doubt:
             return await self._rest("in_doubt")
+        if state.failing:
+            raise failing(state)
         if state.diverged:
             return await self._rest("suspended")
         if (stop := self._doubt()) is not None:

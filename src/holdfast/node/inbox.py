@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from holdfast.action import ApprovalSpec, Grant
-from holdfast.journal.base import InboxItem, Refused
+from holdfast.journal.base import Draft, InboxItem, Refused
 from holdfast.journal.event import Kind
-from holdfast.journal.fold import Record
+from holdfast.journal.fold import Record, RunState
 from holdfast.node.approvals import eligible, settled
 from holdfast.node.run import Run, Stop
 from holdfast.values import dump
@@ -18,10 +19,16 @@ class Inbox:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        # What ends a waiting must not be judged twice, by the clock and by an answer, or by two calls that both wait.
+        self._turn = asyncio.Lock()
         run.inbox = self
 
     async def expire(self, record: Record) -> None:
         """The time of a waiting record is up: write what follows."""
+        async with self._turn:
+            await self._expire(record)
+
+    async def _expire(self, record: Record) -> None:
         wait = record.wait
         if wait is None or record.state != "waiting":
             return
@@ -47,12 +54,13 @@ class Inbox:
             await self.run.recorder.write(draft(Kind.INBOX, data))
             return
         state = "approved" if spec.on_expiry == "approve" else "expired"
-        await self._settle_approval(record, state)
+        await self.run.recorder.write(*self._settle(record, record.grants, state))
 
     async def take(self, items: list[InboxItem]) -> None:
         """Consume what others said to this run; what it answers goes on."""
-        for item in items:
-            await self._consume(item)
+        async with self._turn:
+            for item in items:
+                await self._consume(item)
 
     async def _consume(self, item: InboxItem) -> None:
         data: dict[str, Any] = {"item": item.id, "kind": item.kind, **item.data}
@@ -62,21 +70,32 @@ class Inbox:
             data |= self._judge(item, record)
         payloads = {"data": item.payload} if item.payload else None
         draft = self.run.recorder.draft(Kind.INBOX, data, payloads, principal=item.principal, auth=item.auth)
-        result = await self.run.recorder.write(draft, consume=(item.id,))
+        # What follows from it is written with it: a node that died in between would have heard it for nothing.
+        follows = self._follows(item, record) if data.get("accepted", True) else []
+        result = await self.run.recorder.write(draft, *follows, consume=(item.id,))
         if isinstance(result, Refused) or not data.get("accepted", True):
             return
-        if item.kind == "approval" and record is not None:
-            await self._weigh(record)
-        elif item.kind == "answer" and record is not None:
-            outcome = self.run.recorder.draft(
-                Kind.OUTCOME, {"id": record.id, "status": "ok"}, {"result": item.payload or b"null"}
-            )
-            await self.run.recorder.write(outcome)
-            self.run.wake(record.id)
+        if record is not None:
+            if record.state != "waiting":
+                self.run.wake(record.id)
         elif item.kind in ("signal", "child"):
-            await self.feed()
-        elif item.kind == "resolve":
-            await self._resolve(item)
+            await self._feed()
+        elif item.kind == "resolve" and self.run.state.failing:
+            raise failing(self.run.state)
+
+    def _follows(self, item: InboxItem, record: Record | None) -> list[Draft]:
+        """What an item that counts leads to at once."""
+        if item.kind == "resolve":
+            return self._resolve(item)
+        if record is None or record.wait is None:
+            return []
+        if item.kind == "answer":
+            outcome = {"id": record.id, "status": "ok"}
+            return [self.run.recorder.draft(Kind.OUTCOME, outcome, {"result": item.payload or b"null"})]
+        assert record.wait.spec is not None
+        grants = [*record.grants, _grant(item)]
+        state = settled(record.wait.spec, grants, self.run.header.principal)
+        return self._settle(record, grants, state) if state else []
 
     def _addressed(self, item: InboxItem) -> Record | None:
         wanted = item.data.get("approval")
@@ -97,37 +116,33 @@ class Inbox:
         if record.wait.kind != "approval" or record.wait.spec is None:
             why = "it asks for an answer, not for approval"
         else:
-            grant = Grant(principal=item.principal, auth=item.auth, roles=tuple(item.data.get("roles", ())), at=item.at)
+            grant = _grant(item)
             why = eligible(record.wait.spec, grant, self.run.header.principal)
         return {"id": record.id, "accepted": not why, "why": why}
 
-    async def _weigh(self, record: Record) -> None:
-        assert record.wait is not None
-        assert record.wait.spec is not None
-        state = settled(record.wait.spec, record.grants, self.run.header.principal)
-        if state:
-            await self._settle_approval(record, state)
-            self.run.wake(record.id)
-
-    async def _settle_approval(self, record: Record, state: str) -> None:
+    def _settle(self, record: Record, grants: list[Grant], state: str) -> list[Draft]:
         """An approval is through: a call's own goes on to its gate, ``ctx.approve`` gets its outcome."""
         draft = self.run.recorder.draft
         data = {"item": 0, "kind": "settled", "id": record.id, "accepted": True, "state": state}
         drafts = [draft(Kind.INBOX, data)]
         if record.action.kind == "approval":
-            by = [grant.principal for grant in record.grants]
-            reason = "; ".join(grant.reason for grant in record.grants if grant.reason)
+            by = [grant.principal for grant in grants]
+            reason = "; ".join(grant.reason for grant in grants if grant.reason)
             value = dump({"approved": state == "approved", "state": state, "by": by, "reason": reason})
             drafts.append(draft(Kind.OUTCOME, {"id": record.id, "status": "ok"}, {"result": value}))
         elif state != "approved":
-            who = ", ".join(g.principal for g in record.grants if not g.approved)
+            who = ", ".join(g.principal for g in grants if not g.approved)
             message = f"approval of {record.id} {'was refused by ' + who if state == 'denied' else 'expired'}"
             fault = {"id": record.id, "status": "fault", "code": "denied", "message": message, "rule": "approval"}
             drafts.append(draft(Kind.OUTCOME, fault))
-        await self.run.recorder.write(*drafts)
+        return drafts
 
     async def feed(self) -> None:
         """Give signals and ended children to the calls that wait for them, oldest call first."""
+        async with self._turn:
+            await self._feed()
+
+    async def _feed(self) -> None:
         for record in self.run.state.waiting():
             wait = record.wait
             if wait is None:
@@ -159,26 +174,38 @@ class Inbox:
         data = {"id": record.id, "status": "fault", "code": "step_failed", "message": message}
         await self.run.recorder.write(draft(Kind.OUTCOME, data))
 
-    async def _resolve(self, item: InboxItem) -> None:
+    def _resolve(self, item: InboxItem) -> list[Draft]:
         """A person says how a doubt, or a divergence, ends."""
-        how, id_ = item.data["how"], self.run.state.doubt or self.run.state.diverged
-        drafts = [
-            self.run.recorder.draft(
-                Kind.RUN_RESOLVED, {"id": id_, "how": how}, principal=item.principal, auth=item.auth
-            )
-        ]
-        if self.run.state.doubt:
-            if how == "done":
-                outcome = {"id": id_, "status": "ok"}
-                drafts.append(self.run.recorder.draft(Kind.OUTCOME, outcome, {"result": item.payload or b"null"}))
-            elif how == "fail":
-                fault = {"id": id_, "status": "fault", "code": "step_failed"}
-                fault["message"] = f"{id_} was resolved as failed by {item.principal}"
-                drafts.append(self.run.recorder.draft(Kind.OUTCOME, fault))
-        elif how == "fail":
-            raise Stop(
-                Kind.RUN_FAILED,
-                code="diverged",
-                message=f"resolved as failed by {item.principal}: {self.run.state.error}",
-            )
-        await self.run.recorder.write(*drafts)
+        how, state, draft = item.data["how"], self.run.state, self.run.recorder.draft
+        id_ = state.doubt or state.diverged
+        if not state.doubt and how == "fail":
+            # The run's end says it; until then the state remembers.
+            return []
+        said = {"id": id_, "how": how}
+        drafts = [draft(Kind.RUN_RESOLVED, said, principal=item.principal, auth=item.auth)]
+        if state.doubt and how == "done":
+            drafts.append(draft(Kind.OUTCOME, {"id": id_, "status": "ok"}, {"result": item.payload or b"null"}))
+        elif state.doubt and how == "fail":
+            message = f"{id_} was resolved as failed by {item.principal}"
+            fault = {"id": id_, "status": "fault", "code": "step_failed", "message": message}
+            drafts.append(draft(Kind.OUTCOME, fault))
+        return drafts
+
+
+def _grant(item: InboxItem) -> Grant:
+    """An answer as it is weighed."""
+    data = item.data
+    return Grant(
+        principal=item.principal,
+        auth=item.auth,
+        roles=tuple(data.get("roles", ())),
+        at=item.at,
+        approved=data.get("approved", False),
+        reason=data.get("reason", ""),
+    )
+
+
+def failing(state: RunState) -> Stop:
+    """The end of a diverged run that a person gave up."""
+    message = f"resolved as failed by {state.failing}: {state.error}"
+    return Stop(Kind.RUN_FAILED, code="diverged", message=message)
