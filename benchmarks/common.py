@@ -185,10 +185,15 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Keep figures in ``out``, for the plots."""
+    OUT.mkdir(exist_ok=True)
+    (OUT / f"{name}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+
+
 def report(title: str, result: dict[str, Any], rows: Sequence[Sequence[object]], as_json: bool) -> None:
     """Print a benchmark's table, and keep its figures in ``out``."""
-    OUT.mkdir(exist_ok=True)
-    (OUT / f"{title.partition(':')[0]}.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    keep(title.partition(":")[0], result)
     print(f"\n{title}   (load {result['machine']['load_before'][0]} on {result['machine']['cores']} cores)")
     print(table(rows, ("what", "measured", "target", "")))
     if as_json:

@@ -245,7 +245,7 @@ def side_by_side(where: Path, engine: str, store: str, steps: int, names: tuple[
     theirs = {}
     for peer in peers(where, engine, store, names):
         try:
-            theirs[peer.name] = round(peer.ask(f"parallel {RUNS} {max(4, steps // 20)}"))
+            theirs[peer.name] = round(peer.ask(f"parallel {RUNS} {max(4, steps // 10)}"))
         finally:
             peer.close()
     result["peers"] = theirs
@@ -306,7 +306,7 @@ def measure(engine: str, scale: float, names: tuple[str, ...], parts: tuple[str,
             if part == "serial":
                 result[part] = serial(where, engine, store, max(3, round(60 * scale)), 25, names)
             else:
-                result[part] = side_by_side(where, engine, store, max(20, round(400 * scale)), names)
+                result[part] = side_by_side(where, engine, store, max(20, round(200 * scale)), names)
     return result
 
 
@@ -361,6 +361,7 @@ def main() -> None:
     for engine in ("sqlite", "postgres") if options.engine == "both" else (options.engine,):
         result[engine] = measure(engine, 0.1 if options.quick else 1, names, parts)
         lines += rows(engine, result[engine])
+        common.keep("governance", result)
     common.report("governance: the cost of a governed step", result, lines, options.json)
 
 
