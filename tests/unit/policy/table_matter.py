@@ -575,6 +575,38 @@ CASES: dict[str, tuple[dict[str, Any], ...]] = {
             "with_": {"tables": ["a"]},
             "action": sql("WITH x AS (SELECT 1 FROM a) SELECT * FROM x"),
         },
+        *(
+            {
+                "name": f"a name that hides a table {index}",
+                "with_": {"tables": ["a"]},
+                "action": sql(text),
+                "outcome": DENY,
+            }
+            for index, text in enumerate(
+                (
+                    "WITH x AS (SELECT 1), users AS (SELECT * FROM users) SELECT * FROM users",
+                    "SELECT * FROM a, (WITH users AS (SELECT 2) SELECT * FROM users) z, users",
+                    "WITH users AS (SELECT 1) SELECT * FROM public.users",
+                    "WITH a AS (SELECT * FROM users) SELECT * FROM a",
+                )
+            )
+        ),
+        {
+            "name": "names one after the other",
+            "with_": {"tables": ["a"]},
+            "action": sql("WITH x AS (SELECT 1 FROM a), y AS (SELECT * FROM x) SELECT * FROM y, x"),
+        },
+        {
+            "name": "a name within itself",
+            "with_": {"tables": ["a"]},
+            "action": sql("WITH RECURSIVE x AS (SELECT 1 UNION ALL SELECT * FROM x) SELECT * FROM x, a"),
+        },
+        {
+            "name": "code in a comment",
+            "with_": {"dialect": "mysql"},
+            "action": sql("SELECT 1 /*!50000 UNION SELECT password FROM users */"),
+            "outcome": DENY,
+        },
         {
             "name": "every row",
             "with_": {"statements": ["update"]},
@@ -623,6 +655,8 @@ CASES: dict[str, tuple[dict[str, Any], ...]] = {
         {"name": "another import", "action": args(code="import os"), "outcome": DENY, "reason": "imports os"},
         {"name": "a part of one", "action": args(code="from os.path import join"), "outcome": DENY},
         {"name": "imports pass", "with_": {"imports": ["os*"]}, "action": args(code="import os")},
+        {"name": "all of one", "action": args(code="from math import *"), "outcome": DENY},
+        {"name": "a module within another", "action": args(code="import json\njson.codecs.sys"), "outcome": DENY},
         {"name": "eval", "action": args(code="eval('1')"), "outcome": DENY},
         {"name": "eval passes", "with_": {"calls": []}, "action": args(code="eval('1')")},
         {"name": "reflection", "action": args(code="().__class__.__bases__"), "outcome": DENY},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -94,8 +95,12 @@ def _sql(text: str, params: SqlGuardParams) -> str:
     from sqlglot import exp
     from sqlglot.errors import SqlglotError
 
+    # It would log what it cannot parse, and a statement holds data.
+    logging.getLogger("sqlglot").setLevel(logging.CRITICAL + 1)
     if len(text) > _MAX_SOURCE:
         return f"is longer than {_MAX_SOURCE} characters"
+    if "/*!" in text or "/*M!" in text:
+        return "hides code in a comment"
     try:
         trees = [tree for tree in sqlglot.parse(text, dialect=params.dialect or None) if tree is not None]
     except (SqlglotError, RecursionError, ValueError):
@@ -103,14 +108,13 @@ def _sql(text: str, params: SqlGuardParams) -> str:
     if len(trees) != 1:
         return f"is {len(trees)} statements"
     tree = trees[0]
-    inner = {common.alias_or_name.lower() for common in tree.find_all(exp.CTE)}
     for node in tree.walk():
         kind = _statement(node, root=node is tree)
         if kind and kind not in params.statements:
             return f"is {kind.upper()}"
         if isinstance(node, exp.Table):
             name = ".".join(part.lower() for part in (node.db, node.name) if part)
-            if name in inner:
+            if not node.db and _common(node, name):
                 continue
             if fits_any(params.deny_tables, name) or not _listed(name, params.tables):
                 return f"touches {name[:64] or 'something without a name'}"
@@ -125,6 +129,28 @@ def _sql(text: str, params: SqlGuardParams) -> str:
     if params.max_rows is not None and isinstance(tree, exp.Query) and not _limited(tree, params.max_rows):
         return f"has no LIMIT of at most {params.max_rows}"
     return ""
+
+
+def _common(table: Any, name: str) -> bool:
+    """Whether a name means a common table expression where it stands, and not the table of that name."""
+    from sqlglot import exp
+
+    inside, node = None, table
+    while node is not None:
+        if isinstance(node, exp.CTE):
+            inside = node
+        clause = next((part for part in node.args.values() if isinstance(part, exp.With)), None)
+        if clause is not None:
+            for common in clause.expressions:
+                # Within its own definition, and in those before it, the name is not known yet.
+                if common is inside and not clause.args.get("recursive"):
+                    break
+                if common.alias_or_name.lower() == name:
+                    return True
+        if isinstance(node, exp.Query) and clause is not None:
+            inside = None
+        node = node.parent
+    return False
 
 
 def _listed(name: str, patterns: tuple[str, ...]) -> bool:
@@ -354,7 +380,7 @@ def _node(node: ast.AST, params: CodeSandboxParams) -> str:
             if not fits_any(params.imports, item.name):
                 return f"imports {item.name[:64]}"
     elif isinstance(node, ast.ImportFrom):
-        if node.level or not node.module or not fits_any(params.imports, node.module):
+        if node.level or not node.module or node.names[0].name == "*" or not fits_any(params.imports, node.module):
             return f"imports {(node.module or 'from its own package')[:64]}"
     elif isinstance(node, ast.Name):
         if fits_any(params.calls, node.id) or (node.id.startswith("__") and node.id != "__name__"):
@@ -375,7 +401,10 @@ def _node(node: ast.AST, params: CodeSandboxParams) -> str:
 
 _INNER = frozenset(
     {"f_globals", "f_locals", "f_builtins", "f_back", "f_code", "gi_frame", "gi_code", "cr_frame", "cr_code",
-     "ag_frame", "tb_frame", "tb_next", "co_code", "func_globals", "format_map", "mro", "modules"}
+     "ag_frame", "tb_frame", "tb_next", "co_code", "func_globals", "format_map", "mro", "modules",
+     # modules that others carry along
+     "os", "sys", "subprocess", "builtins", "importlib", "socket", "shutil", "ctypes", "pickle", "marshal", "posix",
+     "io", "codecs", "threading", "inspect", "gc", "signal"}
 )  # fmt: skip
 _DUNDERS = (
     "class",
