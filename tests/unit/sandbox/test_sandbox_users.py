@@ -86,3 +86,26 @@ def test_root_without_uids_to_give_is_refused(home: Path) -> None:
         pytest.skip("user namespaces are closed here")
     assert "IsolationError: uids 200000-265535 do not exist" in done.stderr
     assert "uid_range" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up the right to mount")
+@pytest.mark.skipif(not confine.abi(), reason="this kernel has no Landlock, or it is closed here")
+def test_root_that_may_not_mount_gets_landlock_without_a_limit_on_the_workspace(home: Path) -> None:
+    code = (
+        "import asyncio, json, sys\nfrom pathlib import Path\n"
+        "from holdfast.sandbox import levels\nfrom holdfast.sandbox.base import Label, Spec\n"
+        "async def main():\n"
+        "    spec = Spec(argv=('/bin/sh', '-c', 'echo x > file'), label=Label(tenant='t'), home=Path(sys.argv[1]))\n"
+        "    boundary = await levels.level('landlock').start(spec)\n"
+        "    ended = await boundary.wait()\n"
+        "    await boundary.close()\n"
+        "    held = boundary.held\n"
+        "    print(json.dumps([ended.status, held.own_uid, held.limits.get('disk'), held.notes]))\n"
+        "asyncio.run(main())"
+    )
+    command = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", code, str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    status, own_uid, disk, notes = json.loads(done.stdout)
+    assert (status, own_uid, disk) == (0, True, None)
+    assert any("disk" in note for note in notes)
