@@ -207,6 +207,7 @@ def _write(folder: Path, bundle: oci.Bundle) -> None:
     try:
         folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         folder.mkdir(mode=0o711)
+        os.chown(folder, 0, bundle.uid)  # names whose it is, should this node die before the registry knows
         oci.furnish(folder, bundle)
         (folder / "config.json").write_text(json.dumps(oci.configuration(bundle)))
     except OSError as error:

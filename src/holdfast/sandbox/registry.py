@@ -151,8 +151,18 @@ def reap(home: Path, *, seconds: float = 5.0) -> list[Ended]:
         forget(home, entry.id)
     cgroup.Cgroups().sweep()
     if os.geteuid() == 0:
-        uids.sweep()
+        _sweep()
     return ended
+
+
+def _sweep() -> None:
+    """Remove what nodes left that died before they could put a boundary in the registry."""
+    for path in uids.abandoned(runtime.BUNDLES):
+        for level in runtime.LEVELS:
+            runtime.remove(level, path.name)
+    for path in uids.abandoned(HOST_WORKSPACES):
+        _remove_tree(path.parent, path)
+    uids.sweep()
 
 
 def here(entry: Entry) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 from holdfast.errors import IsolationError
@@ -87,6 +88,29 @@ def sweep(folder: Path = HOST / "uids") -> None:
         if int(name) not in used and (stale := _lock(folder / name)) is not None:
             (folder / name).unlink(missing_ok=True)
             os.close(stale)
+
+
+def abandoned(place: Path, folder: Path = HOST / "uids") -> Iterator[Path]:
+    """Folders in ``place`` whose group is a boundary's uid that nobody leases and no process runs under.
+
+    While one is looked at its uid cannot be leased, so whatever is done to it there hits nobody else's.
+    """
+    try:
+        found = [(Path(entry.path), entry.stat(follow_symlinks=False).st_gid) for entry in os.scandir(place)]
+    except OSError:
+        return
+    if not found:
+        return
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    used = procs.used_uids()
+    for path, uid in found:
+        if uid == 0 or uid in used or (lock := _lock(folder / str(uid))) is None:
+            continue
+        try:
+            yield path
+        finally:
+            (folder / str(uid)).unlink(missing_ok=True)
+            os.close(lock)
 
 
 def _lock(path: Path) -> int | None:

@@ -241,6 +241,28 @@ def test_a_uid_of_a_dead_holder_waits_until_no_process_uses_it(tmp_path: Path, m
     uids.lease((200_000, 200_000), tmp_path).release()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders to other users")
+def test_only_what_no_lease_and_no_process_holds_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases, place = tmp_path / "uids", tmp_path / "place"
+    place.mkdir()
+    for name, gid in (("left", 200_000), ("leased", 200_001), ("used", 200_002), ("roots", 0)):
+        (place / name).mkdir()
+        os.chown(place / name, 0, gid)
+    lease = uids.lease((200_001, 200_001), leases)
+    monkeypatch.setattr(procs, "used_uids", lambda: {0, 200_002})
+    for path in uids.abandoned(place, leases):
+        assert path.name == "left"
+        with pytest.raises(IsolationError, match="is taken"):
+            uids.lease((200_000, 200_000), leases)
+        path.rmdir()
+    lease.release()
+    assert sorted(path.name for path in place.iterdir()) == ["leased", "roots", "used"]
+    uids.lease((200_000, 200_000), leases).release()
+    assert list(uids.abandoned(tmp_path / "nowhere", leases)) == []
+    # After a restart of the host there are no leases.
+    assert [path.name for path in uids.abandoned(place, tmp_path / "gone")] == ["leased"]
+
+
 def test_a_living_lease_is_not_swept(tmp_path: Path) -> None:
     lease = uids.lease((200_000, 200_000), tmp_path)
     uids.sweep(tmp_path)
