@@ -405,6 +405,39 @@ CASES: dict[str, tuple[dict[str, Any], ...]] = {
             "outcome": DENY,
         },
         {"name": "a tool's URL", "action": {"kind": "tool", **args(url="http://user@10.0.0.1/x")}, "outcome": DENY},
+        *(
+            {"name": f"another spelling of a host: {host}", "action": http(host), "outcome": DENY}
+            for host in (
+                "localhost.",
+                "①②⑦.0.0.1",
+                "127。0。0。1",
+                "%31%32%37.0.0.1",
+                "user@10.0.0.1",
+                "a.svc",
+                "[::]",
+                "0",
+            )
+        ),
+        *(
+            {"name": f"another spelling of a URL: {url}", "action": {"kind": "tool", **args(url=url)}, "outcome": DENY}
+            for url in (
+                *(
+                    "http://example.com@127.0.0.1/",
+                    "//10.0.0.1/x",
+                    "http:/\\10.0.0.1",
+                    "http:10.0.0.1",
+                    "HTTP://10.0.0.1",
+                ),
+                *(
+                    "http://0x0a000001",
+                    "https://example.com/x?u=http://10.0.0.1",
+                    "gopher://example.com/",
+                    "http://[::1]/",
+                ),
+            )
+        ),
+        {"name": "a port of a public host", "action": http("93.184.216.34:8443")},
+        {"name": "a comment", "action": {"kind": "tool", **args(code="x = 1 // 2  //note")}},
         {"name": "a tool's file", "action": {"kind": "tool", **args(url="file:///etc/passwd")}, "outcome": DENY},
         {"name": "a public URL", "action": {"kind": "tool", **args(url="https://example.com/x")}},
         {"name": "URLs pass", "with_": {"urls": False}, "action": {"kind": "tool", **args(url="http://10.0.0.1/x")}},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Annotated, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import Field, StringConstraints
 
@@ -95,8 +96,14 @@ def normal_path(path: str) -> str | None:
 _METADATA = frozenset(
     {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
 )
-_LOCAL = ("localhost", ".localhost", ".local", ".internal", ".intranet", ".home.arpa", ".localdomain")
-_URL = re.compile(r"(?i)\b(?:https?|ftp|gopher|file|dict|ldap|ws|wss|redis|jar)://[^\s\"'<>]{1,2000}")
+_LOCAL = (".localhost", ".svc", ".local", ".internal", ".intranet", ".home.arpa", ".localdomain")
+# As browsers and libraries read them: any slashes, or none, after a scheme; only the authority, so that a URL within
+# another's query is seen as well.
+_URL = re.compile(
+    r"(?i)(?:\b(?P<scheme>https?|ftp|wss?|gopher|file|dict|ldaps?|redis|jar|sftp|tftp|netdoc):[/\\]{0,8}|(?<![:\w/\\])[/\\]{2})"
+    r"(?P<host>[^\s\"'<>/\\?#]{0,260})"
+)
+_FOREIGN = frozenset({"file", "gopher", "dict", "jar", "netdoc"})
 
 
 class SsrfGuardParams(Params):
@@ -144,21 +151,17 @@ with: {allow: ["127.0.0.1:8080"]}
 def _hosts(args: Any) -> Iterator[str]:
     for _, text, _ in strings(args):
         for match in _URL.finditer(text):
-            scheme = match[0].partition(":")[0].lower()
-            if scheme in ("file", "gopher", "dict", "jar"):
-                yield f"{scheme}:"
-                continue
-            try:
-                yield urlsplit(match[0]).netloc.rpartition("@")[2]
-            except ValueError:
-                yield ""
+            if (match["scheme"] or "").lower() in _FOREIGN:
+                yield ":"
+            elif match["host"]:
+                yield match["host"].rpartition("@")[2]
 
 
 def _judge(host: str, params: Any, addresses: tuple[str, ...], *, resolved: bool) -> Breach | None:
     if any(_same(pattern, host.lower()) for pattern in params.allow):
         return None
     name = _name(host)
-    if name.endswith(":") or not name:
+    if not name or any(mark in name for mark in "@/\\ ") or name.startswith(":"):
         return Breach(reason="a URL reaches for something that is no host", facts={"host": host[:80]})
     literal = _address(name)
     if literal is None and (name in _METADATA or name == "localhost" or name.endswith(_LOCAL)):
@@ -174,10 +177,11 @@ def _judge(host: str, params: Any, addresses: tuple[str, ...], *, resolved: bool
 
 
 def _name(host: str) -> str:
-    host = host.strip().lower()
+    # Resolvers take compatibility forms of digits, letters and dots for the plain ones.
+    host = unicodedata.normalize("NFKC", unquote(host)).strip().lower().replace("\u3002", ".")
     if host.startswith("["):
         return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 and not host.endswith(":") else host
+    return (host.partition(":")[0] if host.count(":") == 1 and host != ":" else host).rstrip(".")
 
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
