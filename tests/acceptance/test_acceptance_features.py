@@ -136,7 +136,7 @@ AGENT = """
 
         @workflow
         def overruns(self, ctx):
-            return [os.getpid() > 0, ctx.call(self.slow, retries=1, backoff=0.01, timeout=1.5)]
+            return [os.getpid() > 0, ctx.call(self.slow, retries=9, backoff=0.01, timeout=1.5)]
 
         def slow(self, ctx):
             if ctx.attempt == 1:
@@ -552,10 +552,11 @@ def test_attempts_back_off_and_keep_what_they_achieved(desk: Desk) -> None:
 
 def test_a_step_that_overruns_loses_its_process_and_not_its_run(desk: Desk) -> None:
     view = desk.start("overruns")
-    assert view.output == [True, 2]
-    assert len(desk.events(view.run_id, "run.started")) == 2
-    (failed,) = desk.events(view.run_id, "attempt.failed")
-    assert failed.data["code"] == "timeout"
+    # On a machine that stands still, a later attempt may overrun as well.
+    failed = desk.events(view.run_id, "attempt.failed")
+    assert view.output == [True, len(failed) + 1]
+    assert {event.data["code"] for event in failed} == {"timeout"}
+    assert len(desk.events(view.run_id, "run.started")) == len(failed) + 1 >= 2
     desk.verify()
 
 

@@ -230,6 +230,10 @@ def test_what_dies_is_tried_again_and_then_failed(place: Any) -> None:
         assert place.ended(place.submit("liar.py:Honest"), "completed").output == 10
         for how, run in runs.items():
             view = place.ended(run, "failed")
+            if how == "eats" and view.error_code == "step_failed":
+                # Without a cgroup the limit is one of address space: the allocation fails, and the code lives on.
+                assert "MemoryError" in view.error
+                continue
             assert view.error_code == "worker_lost", (how, view)
             assert DEAD[how] in view.error, (how, view)
             assert place.kinds(run).count("worker.lost") == 3
