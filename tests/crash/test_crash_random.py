@@ -82,18 +82,20 @@ class Fleet:
         return node.returncode == -signal.SIGKILL
 
 
-def test_random_kills_of_many_runs_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_random_kills_of_many_runs_side_by_side(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
     chance = random.Random(SEED)
-    kills = 0
+    kills, wanted = 0, KILLS if kind == "sqlite" else KILLS // 3
     for turn in range(100):
         place = tmp_path / f"turn-{turn}"
         place.mkdir()
-        furnish(place, '[node]\ngrace = "50ms"\n')
+        url = request.getfixturevalue("postgres").create() if kind == "postgres" else "sqlite"
+        furnish(place, f'[node]\ngrace = "50ms"\n[store]\nurl = "{url}"\n')
         fleet = Fleet(place)
         here = 0
         while True:
             # Of a late turn's last node nothing is asked but to bring everything to its end.
-            count = chance.randint(1, 5 * RUNS) if kills < KILLS else 1 << 30
+            count = chance.randint(1, 5 * RUNS) if kills < wanted else 1 << 30
             if not fleet.serve(count, chance.choice(("before", "after"))):
                 break
             here, kills = here + 1, kills + 1
@@ -101,6 +103,6 @@ def test_random_kills_of_many_runs_side_by_side(tmp_path: Path) -> None:
             views = [service.run(run) for run in fleet.runs]
         check(place, fleet.home, views, here)
         shutil.rmtree(place)
-        if kills >= KILLS:
+        if kills >= wanted:
             return
     raise AssertionError(f"only {kills} kills in 100 turns")
