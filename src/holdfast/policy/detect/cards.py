@@ -73,6 +73,10 @@ def cards(text: str, start: int, end: int) -> Iterator[Found]:
     index = 0
     context: bool | None = None
     while index < len(groups):
+        if index and _strewn(groups[index - 1], groups[index]):
+            # Single digits in a row are one number from the first on: a table of them is not tried anew at each.
+            index += 1
+            continue
         best = None
         for last in _ends(text, groups, index):
             digits = "".join(text[a:b] for a, b in groups[index : last + 1])
@@ -92,6 +96,10 @@ def cards(text: str, start: int, end: int) -> Iterator[Found]:
             continue
         yield Found("CREDIT_CARD", groups[index][0], groups[best[0]][1], best[1])
         index = best[0] + 1
+
+
+def _strewn(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[1] - one[0] == other[1] - other[0] == 1 and other[0] - one[1] == 1
 
 
 def _ends(text: str, groups: list[tuple[int, int]], first: int) -> Iterator[int]:

@@ -38,6 +38,8 @@ _LOGIN = re.compile(r"://([^/\s:@]{0,64}):([^/\s@]{1,128})@")
 _NAME_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 _NAME_END = re.compile(r"[A-Za-z0-9_.\-]{0,64}")
 _MAX_NAME = 40
+_LOOKED_AT = 96
+"""Characters of a value that tell what it is."""
 _ASSIGNED = re.compile(
     r"""["'`\])]{0,2}\s{0,8}(?:=>|:=|={1,3}|:(?!:)|\s(?=["'])|,\s?(?=["']))\s{0,8}(?:[rbuf]?["'`]([^"'`\n]{4,400})["'`]"""
     r"""|([^\s"'`,;(){}\[\]<>&|]{4,400}))"""
@@ -149,6 +151,7 @@ def keyed(text: str, start: int, end: int) -> Iterator[Found]:
 
 
 def _weigh(name: str, value: str, *, quoted: bool, spoken: bool) -> float:
+    value = value[:_LOOKED_AT]
     if _WEAK_NAME.search(name) or _PLACEHOLDER.match(value) or _TYPE.match(value) or len(set(value)) < 4:
         return 0.0
     kinds = _kinds(value)
