@@ -166,6 +166,7 @@ def machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "priority": "normal" if os.sched_getscheduler(0) == os.SCHED_OTHER else "real-time",
         "load_before": [round(x, 2) for x in os.getloadavg()],
     }
 

@@ -53,7 +53,8 @@ def draw() -> None:
     for engine, label in ENGINES.items():
         found = governance.get(engine, {})
         cores = governance.get("machine", {}).get("cores")
-        note = f"One run of make bench, interleaved; {label}, load {load} on {cores} cores"
+        priority = governance.get("machine", {}).get("priority", "?")
+        note = f"One run, interleaved; {label}, load {load} on {cores} cores, {priority} priority"
         if one := found.get("serial"):
             rows = [("bare INSERT", one["raw"]["p50_us"], FLOOR), ("Holdfast", one["governed"]["p50_us"], OURS)]
             rows += [(name, figures["p50_us"], OTHERS) for name, figures in one["peers"].items()]
@@ -103,11 +104,10 @@ def figures() -> str:
             ("run_ms", "`holdfast run` of one step, shell to exit", "< 1 s"),
         ):
             lines.append(f"| {what}, p50 | {start[key]['p50']:.0f} ms | {target} |")
-    loads = [
-        f"{name} {read(name)['machine']['load_before'][0]}"
-        for name in ("start", "waiting", "kill", "governance")
-        if read(name)
-    ]
+    loads = []
+    for name in ("start", "waiting", "kill", "governance"):
+        if machine := read(name).get("machine"):
+            loads.append(f"{name} {machine['load_before'][0]} ({machine['priority']} priority)")
     lines += ["", f"Load average when each began: {', '.join(loads)}." if loads else ""]
     return "\n".join(lines) + "\n"
 
