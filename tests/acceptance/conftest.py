@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -38,6 +39,23 @@ output = 10.0
 """
 
 
+FEATURES = """
+    [node]
+    grace = "50ms"
+    [connectors.book]
+    call = "features_bank.py:book"
+    effect = "compensable"
+    undo = "unbook"
+    [connectors.unbook]
+    call = "features_bank.py:unbook"
+    effect = "idempotent"
+    [connectors.pay]
+    call = "features_bank.py:pay"
+    [connectors.hangs]
+    call = "features_bank.py:hangs"
+"""
+
+
 class Lab:
     """A folder and the home in it."""
 
@@ -46,6 +64,7 @@ class Lab:
         self.home = folder / "home"
         self.person = PERSON
         self.model = MODEL
+        self.features = FEATURES
 
     def write(self, name: str, text: str) -> Path:
         """Put a file there."""
@@ -194,6 +213,40 @@ class Lab:
 def lab(tmp_path: Path) -> Lab:
     """An empty working directory."""
     return Lab(tmp_path)
+
+
+class Desk:
+    """The lab, with an agent that has a workflow for each feature, and connectors."""
+
+    def __init__(self, lab: Any) -> None:
+        self.lab = lab
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lab, name)
+
+    def start(self, workflow: str, input_: Any = None, **options: Any) -> Any:
+        return self.lab.run("features_agent.py:Features", input_, workflow=workflow, **options)
+
+    def signal(self, run: str, name: str, data: bytes = b"null") -> Any:
+        with self.lab.service() as service:
+            service.signal(run, name, data, principal=self.lab.person)
+        return self.lab.drive(run)
+
+    def answer(self, id_: str, value: Any, who: Principal) -> None:
+        with self.lab.service() as service:
+            service.answer(id_, value, principal=who)
+
+    def steps(self, run: str) -> list[str]:
+        return [event.data["action"]["id"] for event in self.lab.events(run, "intent")]
+
+
+@pytest.fixture
+def desk(lab: Lab) -> Desk:
+    """A lab with everything that an author can write."""
+    for name in ("features_agent.py", "features_bank.py"):
+        shutil.copy(Path(__file__).with_name(name), lab.folder / name)
+    lab.settings(FEATURES + MODEL)
+    return Desk(lab)
 
 
 @pytest.fixture
