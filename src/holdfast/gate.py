@@ -84,8 +84,13 @@ class Passage(msgspec.Struct, frozen=True, kw_only=True):
     """The intent's events, when the action may go ahead."""
 
 
-async def enter(action: Action, bundle: Bundle, control: Control, facts_of: FactsOf, commit: Commit) -> Passage:
+async def enter(
+    action: Action, bundle: Bundle, control: Control, facts_of: FactsOf, commit: Commit, *, redacts: bool = False
+) -> Passage:
     """Take an action through the gate: allowed and durable, or not at all.
+
+    ``redacts``: the caller sends on only what :func:`holdfast.policy.redact.apply` leaves. Where nobody does, what a
+    rule wants redacted does not go ahead.
 
     Raises:
         Fenced: this node no longer owns the stream.
@@ -96,7 +101,8 @@ async def enter(action: Action, bundle: Bundle, control: Control, facts_of: Fact
     for _ in range(ROUNDS):
         facts = facts_of(refusals)
         verdict = decide(action, facts, bundle)
-        if not verdict.allowed:
+        redacted = verdict.outcome is Outcome.REDACT or bool(verdict.redactions)
+        if not verdict.allowed or (redacted and not redacts):
             # What was known of kills may be older than a lift, and nothing is committed here that would show it.
             if facts.kills and control.refresh():
                 continue

@@ -4,9 +4,9 @@ The state of a run is the fold of its stream and nothing else; a node that takes
 goes on. What ``data`` of each kind holds:
 
 =================  ==================================================================================================
-run.created        agent, workflow, target, deployment, bundle, isolation, parent, budget; payload ``input``
+run.created        agent, workflow, target, deployment, bundle, isolation, parent, budget, forked_from; payload ``input``
 run.started        incarnation, held (:class:`holdfast.sandbox.base.Held`)
-intent             action, facts, verdict, parent, place, key, undo; payload ``args``
+intent             action, facts, verdict, parent, place, key, undo, past; payload ``args``
 verdict            the same: it led to no intent (denied)
 outcome            id, status (ok, fault), code, message, rule, cost, tokens, usage, effect; payload ``result``
 attempt.failed     id, attempt, code, message, retry_at, cost, tokens
@@ -30,12 +30,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.action import Action, ApprovalSpec, Facts, Grant, Reservation, Verdict
+from holdfast.action import Action, ApprovalSpec, Facts, Grant, Past, Reservation, Verdict
 from holdfast.journal.event import Event, Kind
 
 FINAL = frozenset({"completed", "failed", "denied", "terminated", "killed", "refused"})
 """Statuses that a run never leaves."""
 RECENT = 64
+MAX_PAST = 2000
+"""Actions that rules over the record can look back on."""
 
 _ENDS = {
     Kind.RUN_COMPLETED: "completed",
@@ -89,6 +91,8 @@ class Record(msgspec.Struct, kw_only=True):
     grants: list[Grant] = []
     approval_state: str = ""
     args: str = ""
+    past: str = ""
+    """Key of the latest attempt in what rules over the record ask about."""
     value: bytes | None = None
     """The result's bytes where they are at hand; never part of the record."""
 
@@ -128,6 +132,8 @@ class RunState(msgspec.Struct, kw_only=True):
     ended: dict[str, dict[str, Any]] = {}
     """Children that ended: run id to status, code, message, output (commitment)."""
     recent: list[str] = []
+    past: dict[str, Past] = {}
+    """What rules over the record ask about, by the intent's place, oldest first; kept only where a rule asks."""
     files: dict[str, tuple[str, int]] = {}
     """Artefacts: name to (commitment, bytes)."""
     compensable: list[str] = []
@@ -190,6 +196,11 @@ def apply(state: RunState, event: Event) -> None:
         record.reservations = _as(data["verdict"], Verdict).reservations
         record.wait = None
         _count(state, record.action)
+        if "past" in data:
+            record.past = str(event.seq)
+            state.past[record.past] = _as(data["past"], Past)
+            while len(state.past) > MAX_PAST:
+                del state.past[next(iter(state.past))]
     elif kind == Kind.OUTCOME:
         _outcome(state, state.records[data["id"]], event)
     elif kind == Kind.SAMPLE:
@@ -204,6 +215,7 @@ def apply(state: RunState, event: Event) -> None:
         record = state.records[data["id"]]
         record.state, record.retry_at, record.reservations = "retry", data["retry_at"], ()
         record.code, record.message = data["code"], data["message"]
+        _remember(state, record, "failed", event)
         # Another attempt is served what its calls achieved, and may try again what failed.
         for other in state.records.values():
             if other.state == "fault" and other.id.startswith(record.id + "/"):
@@ -252,10 +264,21 @@ def _spend(state: RunState, data: dict[str, Any]) -> None:
             state.counters[name] = state.counters.get(name, 0) + data[name]
 
 
+def _remember(state: RunState, record: Record, how: str, event: Event) -> None:
+    """What rules over the record may ask of an action that has ended."""
+    key = record.past
+    held = state.past.get(key)
+    if held is not None:
+        cost = event.data.get("cost")
+        figures = held.figures if cost is None else {**held.figures, "$cost": cost}
+        state.past[key] = msgspec.structs.replace(held, state=how, ended_at=event.at, figures=figures)
+
+
 def _outcome(state: RunState, record: Record, event: Event) -> None:
     data = event.data
     record.reservations = ()
     record.wait = None
+    _remember(state, record, "ok" if data["status"] == "ok" else "failed", event)
     if data["status"] == "ok":
         record.state = "done"
         record.result = event.payloads.get("result", "")
@@ -381,6 +404,7 @@ def _life(state: RunState, event: Event) -> None:
         state.compensable, state.files = [], {name: (c, size) for name, (c, size) in data["files"].items()}
         state.signals = {name: list(waiting) for name, waiting in data["signals"].items()}
         state.incarnation, state.recent = data["incarnation"], list(data["recent"])
+        state.past = {key: _as(held, Past) for key, held in data.get("past", {}).items()}
     elif kind == Kind.RUN_DIVERGED:
         state.status, state.diverged, state.error = "suspended", data["id"], data["message"]
     elif kind == Kind.RUN_IN_DOUBT:

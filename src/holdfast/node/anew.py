@@ -8,7 +8,7 @@ from holdfast.journal.event import Kind
 from holdfast.node.run import Run, doubt, never_again
 from holdfast.policy.decide import settlements
 
-_KEPT = ("counters", "started_at", "incarnation", "signals", "recent", "files")
+_KEPT = ("counters", "started_at", "incarnation", "signals", "past", "recent", "files")
 
 
 async def begin_anew(run: Run, input_: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from holdfast import wire
-from holdfast.action import Action
+from holdfast.action import Action, Outcome
 from holdfast.errors import DeniedError, DivergenceError, HoldfastError, ProtocolError, StepError, StoreError
 from holdfast.gate import Fenced, Passage
 from holdfast.journal.event import Kind, Witness
@@ -239,7 +239,11 @@ class Incarnation:
 
     def denied(self, number: int, passage: Passage) -> None:
         """Answer a call that a policy denied."""
-        self.fault(number, DeniedError.code, passage.verdict.reason, passage.verdict.rule)
+        verdict = passage.verdict
+        reason = verdict.reason
+        if verdict.outcome is Outcome.REDACT:
+            reason = f"{reason} (nothing can be taken out at this gate, so it is denied)"
+        self.fault(number, DeniedError.code, reason, verdict.rule)
 
     def _parked(self, id_: str) -> None:
         for number, place in self.places.items():

@@ -13,12 +13,13 @@ from holdfast.action import Action, Effect, Verdict
 from holdfast.errors import LLMError, ProtocolError, StepTimeout
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record
-from holdfast.llm.base import LLMFailure, LLMRequest, LLMResponse, Usage
+from holdfast.llm.base import LLMFailure, LLMRequest, LLMResponse, Turn, Usage
 from holdfast.llm.prices import estimate_request
 from holdfast.llm.router import Route
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, idempotency_key
 from holdfast.node.steps import backoff_us
+from holdfast.policy import redact
 from holdfast.policy.decide import settlements
 from holdfast.values import dump, load
 
@@ -112,12 +113,14 @@ async def _call(inc: Incarnation, message: wire.Llm, place: Place, record: Recor
     price = llm.price(route, estimate_request(message.operation, request))
     while True:
         action = _action(message, place, request, route, data, attempt)
-        passage = await run.gate(action, place, data, key=key, price=price, streams=inc.prefix())
+        passage = await run.gate(action, place, data, key=key, price=price, streams=inc.prefix(), redacts=True)
         if passage.written is None:
             inc.denied(message.id, passage)
             return
         verdict = passage.verdict
-        asked = msgspec.structs.replace(request, max_tokens=verdict.max_tokens or request.max_tokens)
+        asked = msgspec.structs.replace(
+            _redacted(request, action, verdict), max_tokens=verdict.max_tokens or request.max_tokens
+        )
         try:
             response = await _attempt(inc, message, place, asked, key)
         except LLMFailure as failure:
@@ -153,6 +156,15 @@ def _action(message: wire.Llm, place: Place, request: LLMRequest, route: Route, 
         max_tokens=request.max_tokens,
         input_tokens=estimate_request(message.operation, request),
     )
+
+
+def _redacted(request: LLMRequest, action: Action, verdict: Verdict) -> LLMRequest:
+    """The request without what the rules want taken out of it."""
+    if not verdict.redactions:
+        return request
+    left = redact.apply(dict(action.args), verdict)
+    turns = tuple(Turn(role=turn["role"], content=turn["content"]) for turn in left["messages"])
+    return msgspec.structs.replace(request, system=left["system"], messages=turns)
 
 
 async def _attempt(inc: Incarnation, message: wire.Llm, place: Place, request: LLMRequest, key: str) -> LLMResponse:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from holdfast.action import Action, ApprovalSpec, Effect, Facts, Outcome, Price, Refusal, Settlement, Verdict
+from holdfast.action import Action, ApprovalSpec, Effect, Facts, Outcome, Past, Price, Refusal, Settlement, Verdict
 from holdfast.errors import HoldfastError, TerminatedError
 from holdfast.gate import Control, Fenced, Passage, enter
 from holdfast.journal.base import Header, InboxItem, MemoryWrite, Result
@@ -20,6 +20,7 @@ from holdfast.node.services import Services
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.categories.rates import ConcurrencyLimit
 from holdfast.policy.decide import decide, settlements
+from holdfast.policy.history import past, recall
 from holdfast.values import digest
 
 THROTTLE_LIMIT_US = 300_000_000
@@ -101,11 +102,18 @@ class Run:
         self._waiters: dict[str, asyncio.Future[None]] = {}
         self._inflight: dict[str, int] = {}
         self._inflight_recent: list[str] = []
+        self._inflight_past: list[Past] = []
 
     # facts
 
-    def facts(self, refusals: Mapping[str, Refusal], record: Record | None, price: Price | None) -> Facts:
-        """Facts for a decision now."""
+    def facts(
+        self,
+        refusals: Mapping[str, Refusal],
+        record: Record | None,
+        price: Price | None,
+        action: Action | None = None,
+    ) -> Facts:
+        """Facts for a decision now; with an action, also what the rules ask of the record about it."""
         state, header = self.state, self.header
         counters = state.counters
         if self._inflight:
@@ -113,7 +121,7 @@ class Run:
             for key, count in self._inflight.items():
                 counters[key] = counters.get(key, 0) + count
         now = self.services.clock.now()
-        return Facts(
+        facts = Facts(
             now=now,
             tenant=header.tenant,
             region=header.region,
@@ -137,6 +145,11 @@ class Run:
             recent=(*state.recent, *self._inflight_recent),
             refusals=dict(refusals),
         )
+        if action is None or not self.bundle.historic:
+            return facts
+        # What other runs did is not at hand: a rule that asks for it gets no answer, which denies.
+        asked = [one for one in self.bundle.asks(action, facts) if one.over == "run"]
+        return recall(action, facts, asked, [*state.past.values(), *self._inflight_past])
 
     # the gate
 
@@ -154,9 +167,11 @@ class Run:
         deliver: tuple[InboxItem, ...] = (),
         outcome: dict[str, Any] | None = None,
         outcome_payloads: dict[str, bytes] | None = None,
+        redacts: bool = False,
     ) -> Passage:
         """Take an action through the gate; waits for people and for rates where a policy says so.
 
+        With ``redacts`` the caller sends on only what the verdict's redactions leave; the record keeps what was asked.
         With ``outcome`` the intent and its outcome are one commit: for effects that the store itself performs.
 
         Raises:
@@ -180,16 +195,19 @@ class Run:
                 }
                 if streams:
                     data["streams"] = list(streams)
+                held: Past | None = None
+                if self.bundle.historic and self.bundle.remembers(action):
+                    held = data["past"] = past(action, facts.now, self.header.agent, self.bundle.figures)
                 drafts = [self.recorder.draft(Kind.INTENT, data, {"args": args} if args else None)]
                 settle: tuple[Settlement, ...] = ()
                 if outcome is not None:
                     drafts.append(self.recorder.draft(Kind.OUTCOME, {"id": at.id, **outcome}, outcome_payloads))
                     settle = settlements(verdict.reservations, sent=True)
                 # From here on other branches count this action; its own decision did not.
-                self._enter(action)
+                self._enter(action, held)
                 return await self.recorder.write(
                     *drafts,
-                    then=functools.partial(self._leave, action),
+                    then=functools.partial(self._leave, action, held),
                     reserve=verdict.reservations,
                     settle=settle,
                     kill_generation=facts.kill_generation,
@@ -198,7 +216,12 @@ class Run:
                 )
 
             passage = await enter(
-                action, self.bundle, self.control, functools.partial(self.facts, record=record, price=price), commit
+                action,
+                self.bundle,
+                self.control,
+                functools.partial(self.facts, record=record, price=price, action=action),
+                commit,
+                redacts=redacts,
             )
             verdict = passage.verdict
             if passage.written is not None:
@@ -223,9 +246,9 @@ class Run:
         Raises:
             Stop: a policy or a kill ends the run.
         """
-        facts = self.facts({}, self.state.records.get(action.id), None)
+        facts = self.facts({}, self.state.records.get(action.id), None, action)
         if self.control.standing(facts) is None:
-            facts = self.facts({}, self.state.records.get(action.id), None)
+            facts = self.facts({}, self.state.records.get(action.id), None, action)
         passage = Passage(verdict=decide(action, facts, self.bundle), facts=facts)
         if passage.verdict.outcome is Outcome.TERMINATE:
             self.note_verdict(action, at, passage, args)
@@ -245,13 +268,15 @@ class Run:
         }
         self.recorder.note(self.recorder.draft(Kind.VERDICT, data, {"args": args} if args else None))
 
-    def _enter(self, action: Action) -> None:
+    def _enter(self, action: Action, held: Past | None) -> None:
         for key in _counted(action):
             self._inflight[key] = self._inflight.get(key, 0) + 1
         if action.kind == "tool":
             self._inflight_recent.append(action.digest)
+        if held is not None:
+            self._inflight_past.append(held)
 
-    def _leave(self, action: Action) -> None:
+    def _leave(self, action: Action, held: Past | None) -> None:
         for key in _counted(action):
             left = self._inflight[key] - 1
             if left:
@@ -260,6 +285,8 @@ class Run:
                 del self._inflight[key]
         if action.kind == "tool":
             self._inflight_recent.remove(action.digest)
+        if held is not None:
+            self._inflight_past.remove(held)
 
     def _terminated(self, passage: Passage) -> Stop:
         verdict = passage.verdict

@@ -14,6 +14,7 @@ from holdfast.node.connector_process import ConnectorFailure
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, Run, doubt, idempotency_key
 from holdfast.node.steps import backoff_us
+from holdfast.policy import redact
 from holdfast.policy.decide import settlements
 from holdfast.values import dump, load
 
@@ -73,13 +74,14 @@ async def perform(
     asked, own = message.timeout_us, connector.timeout
     timeout = min(asked, own) if asked and own else asked or own
     while True:
-        passage = await run.gate(action, place, data, key=key, undo=connector.undo, streams=inc.prefix())
+        passage = await run.gate(action, place, data, key=key, undo=connector.undo, streams=inc.prefix(), redacts=True)
         if passage.written is None:
             inc.denied(message.id, passage)
             return
+        sent = redact.apply(load(data), passage.verdict)
         try:
             value = await run.services.connectors.call(
-                run.header.tenant, message.name, load(data), key, timeout, run.services.before_dial
+                run.header.tenant, message.name, sent, key, timeout, run.services.before_dial
             )
         except ConnectorFailure as failure:
             if await _failed(inc, message, place, action, passage.verdict, failure, retry, last):
