@@ -4,7 +4,7 @@ The state of a run is the fold of its stream and nothing else; a node that takes
 goes on. What ``data`` of each kind holds:
 
 =================  ==================================================================================================
-run.created        agent, workflow, target, deployment, bundle, isolation, parent, budget, forked_from; payload ``input``
+run.created        agent, workflow, target, deployment, bundle, isolation, parent, forked_from; payload ``input``
 run.started        incarnation, held (:class:`holdfast.sandbox.base.Held`)
 intent             action, facts, verdict, parent, place, key, undo, past; payload ``args``
 verdict            the same: it led to no intent (denied)

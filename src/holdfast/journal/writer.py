@@ -138,6 +138,19 @@ class Writer:
         self._put(loop, items)
         return [item[2] for item in items]
 
+    def post(self, entries: Sequence[tuple[Append, Callable[[Result | BaseException], None]]]) -> None:
+        """Hand over appends that belong into one commit; each function hears its outcome, in the loop's thread.
+
+        What :meth:`submit_all` does without a future: no turn of the loop lies between the commit and the call.
+
+        Raises:
+            StoreError: as :meth:`submit`.
+        """
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        self._put(loop, [(append, loop, done) for append, done in entries])
+
     def commit(self, append: Append) -> Result:
         """Hand over an append and wait until it is durable. Not from an event loop's thread.
 
@@ -343,8 +356,11 @@ def _settle(batch: list[_Item], outcomes: Sequence[Result | BaseException], here
             continue
 
 
-def _resolve(pairs: list[tuple[asyncio.Future[Result], Result | BaseException]]) -> None:
+def _resolve(pairs: list[tuple[Any, Result | BaseException]]) -> None:
     for future, outcome in pairs:
+        if callable(future):
+            future(outcome)
+            continue
         if future.done():
             continue
         if isinstance(outcome, BaseException):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from holdfast.action import Reservation, Settlement
 from holdfast.clock import Clock
@@ -51,6 +51,8 @@ class Recorder:
         self._latest: asyncio.Future[Result] | None = None
         """The last append that was handed over: appends become durable in the order of their handing over."""
         self._loop = asyncio.get_running_loop()
+        self._posts = 0
+        self._waiting: list[asyncio.Future[None]] = []
         self.failed: HoldfastError | None = None
         """Why nothing more can be written: fenced, or the store is gone."""
 
@@ -100,6 +102,59 @@ class Recorder:
         future = self.push() or self._latest
         if future is not None:
             self._check(await asyncio.shield(future))
+        if self._posts:
+            waiting: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append(waiting)
+            await waiting
+        if self.failed is not None:
+            raise self.failed
+
+    def post(
+        self,
+        draft: Draft,
+        *,
+        reserve: tuple[Reservation, ...],
+        kill_generation: int,
+        done: Callable[[Result | None], None],
+    ) -> None:
+        """Commit a draft under conditions like :meth:`write`, and call ``done`` with the result once there is one.
+
+        None: nothing more can be written to the stream.
+
+        Raises:
+            Fenced, StoreError: this node can write nothing more to the stream.
+        """
+        if self.failed is not None:
+            raise self.failed
+        append = Append(
+            stream=self.state.run,
+            epoch=self.epoch,
+            node=self._node,
+            drafts=(draft,),
+            reserve=reserve,
+            kill_generation=kill_generation,
+        )
+
+        def landed(outcome: Result | BaseException) -> None:
+            self._posts -= 1
+            self._take(outcome)
+            done(None if self.failed is not None else cast("Result", outcome))
+            if not self._posts:
+                waiting, self._waiting = self._waiting, []
+                for future in waiting:
+                    if not future.done():
+                        future.set_result(None)
+
+        notes = self._take_notes()
+        self._posts += 1
+        try:
+            if notes is None:
+                self._writer.post([(append, landed)])
+            else:
+                self._writer.post([(notes, self._take), (append, landed)])
+        except HoldfastError:
+            self._posts -= 1
+            raise
 
     async def write(
         self,
@@ -179,18 +234,18 @@ class Recorder:
         return futures
 
     def _on_result(self, future: asyncio.Future[Result]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is not None:
-            self._fail(error if isinstance(error, HoldfastError) else HoldfastError(str(error)))
-            return
-        result = future.result()
-        if isinstance(result, Appended):
-            for event in result.events:
+        if not future.cancelled():
+            self._take(future.exception() or future.result())
+
+    def _take(self, outcome: Result | BaseException) -> None:
+        """Let the state follow what was written."""
+        if isinstance(outcome, Appended):
+            for event in outcome.events:
                 apply(self.state, event)
-        elif result.reason in LOST:
-            self._fail(Fenced(result.message))
+        elif isinstance(outcome, BaseException):
+            self._fail(outcome if isinstance(outcome, HoldfastError) else HoldfastError(str(outcome)))
+        elif outcome.reason in LOST:
+            self._fail(Fenced(outcome.message))
 
     def _fail(self, error: HoldfastError) -> None:
         if self.failed is None:

@@ -12,7 +12,7 @@ import msgspec
 from holdfast.action import Action, ApprovalSpec, Effect, Facts, Outcome, Past, Price, Refusal, Settlement, Verdict
 from holdfast.errors import HoldfastError, TerminatedError
 from holdfast.gate import Control, Fenced, Passage, enter
-from holdfast.journal.base import Header, InboxItem, MemoryWrite, Result
+from holdfast.journal.base import Appended, Draft, Header, InboxItem, MemoryWrite, Result
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record, RunState
 from holdfast.node.recorder import Recorder
@@ -153,6 +153,64 @@ class Run:
 
     # the gate
 
+    def gate_now(
+        self, action: Action, at: Place, args: bytes, *, key: str, undo: str, then: Callable[[Verdict, bool], None]
+    ) -> bool:
+        """Take a call that the journal does not know through the gate, without a task of its own.
+
+        Says whether its intent is under way; ``then`` hears the verdict, and whether the intent is durable: where it is
+        not, and where this gives False, nothing was written and the call goes through :meth:`gate`.
+
+        Raises:
+            Fenced, StoreError: nothing more of this run lands here.
+        """
+        facts = self.facts({}, None, None, action)
+        verdict = decide(action, facts, self.bundle)
+        if verdict.outcome > Outcome.WARN or verdict.redactions:
+            return False
+        intent, held = self._intent(action, at, args, key, undo, verdict, facts, ())
+
+        def done(result: Result | None) -> None:
+            self._leave(action, held)
+            if result is not None:
+                then(verdict, isinstance(result, Appended))
+
+        self._enter(action, held)
+        try:
+            self.recorder.post(intent, reserve=verdict.reservations, kill_generation=facts.kill_generation, done=done)
+        except HoldfastError:
+            self._leave(action, held)
+            raise
+        return True
+
+    def _intent(
+        self,
+        action: Action,
+        at: Place,
+        args: bytes,
+        key: str,
+        undo: str,
+        verdict: Verdict,
+        facts: Facts,
+        streams: tuple[dict[str, Any], ...],
+    ) -> tuple[Draft, Past | None]:
+        """The intent's event, and what rules over the record will ask of it."""
+        data: dict[str, Any] = {
+            "action": msgspec.structs.replace(action, args={}),
+            "facts": facts,
+            "verdict": verdict,
+            "parent": at.parent,
+            "place": at.place,
+            "key": key,
+            "undo": undo,
+        }
+        if streams:
+            data["streams"] = list(streams)
+        held: Past | None = None
+        if self.bundle.historic and self.bundle.remembers(action):
+            held = data["past"] = past(action, facts.now, self.header.agent, self.bundle.figures)
+        return self.recorder.draft(Kind.INTENT, data, {"args": args} if args else None), held
+
     async def gate(
         self,
         action: Action,
@@ -184,21 +242,8 @@ class Run:
             record = self.state.records.get(at.id)
 
             async def commit(verdict: Verdict, facts: Facts) -> Result:
-                data: dict[str, Any] = {
-                    "action": stored,
-                    "facts": facts,
-                    "verdict": verdict,
-                    "parent": at.parent,
-                    "place": at.place,
-                    "key": key,
-                    "undo": undo,
-                }
-                if streams:
-                    data["streams"] = list(streams)
-                held: Past | None = None
-                if self.bundle.historic and self.bundle.remembers(action):
-                    held = data["past"] = past(action, facts.now, self.header.agent, self.bundle.figures)
-                drafts = [self.recorder.draft(Kind.INTENT, data, {"args": args} if args else None)]
+                intent, held = self._intent(action, at, args, key, undo, verdict, facts, streams)
+                drafts = [intent]
                 settle: tuple[Settlement, ...] = ()
                 if outcome is not None:
                     drafts.append(self.recorder.draft(Kind.OUTCOME, {"id": at.id, **outcome}, outcome_payloads))

@@ -8,7 +8,8 @@ import msgspec
 
 from holdfast import wire
 from holdfast.action import Action, Verdict
-from holdfast.errors import PayloadError, ProtocolError
+from holdfast.errors import PayloadError, ProtocolError, StoreError
+from holdfast.gate import Fenced
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
 from holdfast.node.incarnation import Incarnation, call_digest, handles
@@ -68,8 +69,26 @@ def on_call(inc: Incarnation, message: wire.Call) -> None:
     body = Body(message, place, action, args, idempotency_key(inc.run.state.run, place.id))
     if record is not None and record.state == "retry" and record.retry_at > inc.run.services.clock.now():
         inc.start(message.id, _later(inc, body, record.retry_at))
-    else:
+    elif record is not None or inc.streams or not _enter_now(inc, body):
         inc.start(message.id, _enter(inc, body))
+
+
+def _enter_now(inc: Incarnation, body: Body) -> bool:
+    """The quick way of a fresh step: most are allowed at once, and a task for each would cost as much as its commit."""
+
+    def then(verdict: Verdict, durable: bool) -> None:
+        if inc.ended.done() or inc.run.stop.done():
+            return
+        if durable:
+            _go(inc, body, verdict)
+        else:
+            inc.start(body.message.id, _enter(inc, body))
+
+    try:
+        return inc.run.gate_now(body.action, body.place, body.args, key=body.key, undo=body.message.undo, then=then)
+    except (Fenced, StoreError) as error:
+        inc.run.failed(error)
+        return True
 
 
 @handles(wire.Close)
@@ -108,12 +127,17 @@ async def _enter(inc: Incarnation, body: Body) -> None:
         inc.scopes.pop(body.message.id, None)
         inc.denied(body.message.id, passage)
         return
-    body.verdict = passage.verdict
+    _go(inc, body, passage.verdict)
+
+
+def _go(inc: Incarnation, body: Body, verdict: Verdict) -> None:
+    """The intent is durable: the body may run."""
+    body.verdict = verdict
     inc.bodies[body.message.id] = body
     if body.message.timeout_us:
         loop = asyncio.get_running_loop()
         body.timer = loop.call_later(body.message.timeout_us / 1e6, _overdue, inc, body)
-    inc.send(wire.Go(body.message.id, action.attempt, body.key))
+    inc.send(wire.Go(body.message.id, body.action.attempt, body.key))
 
 
 async def _later(inc: Incarnation, body: Body, at: int) -> None:
