@@ -11,7 +11,7 @@ import msgspec
 from holdfast import wire
 from holdfast.action import Action, Outcome, Settlement
 from holdfast.action import Kill as StandingKill
-from holdfast.errors import HoldfastError, IsolationError, ProtocolError, StoreError
+from holdfast.errors import HoldfastError, IsolationError, PayloadError, ProtocolError, StoreError
 from holdfast.gate import Control, Fenced
 from holdfast.journal.base import Appended, Draft, Patch, Store, StreamState
 from holdfast.journal.event import Kind
@@ -137,6 +137,9 @@ class Driver:
         return run.state.status
 
     def _on_failure(self, error: HoldfastError) -> None:
+        if isinstance(error, PayloadError):
+            self.run.end(Stop(Kind.RUN_FAILED, code=error.code, message=f"it cannot be recorded: {error}"))
+            return
         if self.boundary is not None:
             self.boundary.kill()
         self.run.failed(error)

@@ -15,9 +15,9 @@ from holdfast.journal.fold import Record
 from holdfast.node.balance import balance
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, idempotency_key
-from holdfast.values import dump, load
+from holdfast.values import MAX_VALUE, dump, load
 
-MAX_FILE = 32 << 20
+MAX_FILE = MAX_VALUE
 """Bytes of one artefact."""
 MAX_FILES = 1000
 MAX_KEY = 512

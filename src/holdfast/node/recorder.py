@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from holdfast.action import Reservation, Settlement
 from holdfast.clock import Clock
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, PayloadError
 from holdfast.gate import LOST, Fenced
 from holdfast.journal.base import Append, Appended, Draft, Header, InboxItem, MemoryWrite, Patch, Refused, Result
 from holdfast.journal.event import Witness
@@ -91,7 +91,11 @@ class Recorder:
     def push(self) -> asyncio.Future[Result] | None:
         """Send the notes off without waiting; None when there are none."""
         notes = self._take_notes()
-        return None if notes is None else self._submit(notes)[0]
+        if notes is None:
+            return None
+        future = self._submit(notes)[0]
+        future.add_done_callback(self._on_noted)
+        return future
 
     async def flush(self) -> None:
         """Wait until every note so far is durable.
@@ -151,7 +155,7 @@ class Recorder:
             if notes is None:
                 self._writer.post([(append, landed)])
             else:
-                self._writer.post([(notes, self._take), (append, landed)])
+                self._writer.post([(notes, self._noted), (append, landed)])
         except HoldfastError:
             self._posts -= 1
             raise
@@ -191,6 +195,8 @@ class Recorder:
         notes = self._take_notes()
         try:
             futures = self._submit(append) if notes is None else self._submit(notes, append)
+            if notes is not None:
+                futures[0].add_done_callback(self._on_noted)
         except HoldfastError:
             if then is not None:
                 then()
@@ -246,6 +252,20 @@ class Recorder:
             self._fail(outcome if isinstance(outcome, HoldfastError) else HoldfastError(str(outcome)))
         elif outcome.reason in LOST:
             self._fail(Fenced(outcome.message))
+
+    def _on_noted(self, future: asyncio.Future[Result]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._unrecordable(future.result())
+
+    def _noted(self, outcome: Result | BaseException) -> None:
+        self._take(outcome)
+        if not isinstance(outcome, BaseException):
+            self._unrecordable(outcome)
+
+    def _unrecordable(self, result: Result) -> None:
+        """Notes that cannot be written (one is too large, say) would leave a gap in the record: the run ends."""
+        if isinstance(result, Refused) and result.reason not in LOST:
+            self._on_failure(PayloadError(result.message))
 
     def _fail(self, error: HoldfastError) -> None:
         if self.failed is None:
