@@ -1,0 +1,1 @@
+"""The way out of a boundary: each request is decided, fitted with credentials, metered and recorded."""
