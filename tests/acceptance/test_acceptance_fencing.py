@@ -130,6 +130,33 @@ def test_nothing_of_a_node_that_lost_its_lease_lands_or_leaves(
     place.verify()
 
 
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_node_stopped_at_the_send_itself_is_held_back_by_its_lease_alone(
+    place: Any, model_server: Callable[..., Any], checked: bool
+) -> None:
+    # Without the check the request leaves: so it is the check that holds, and this test can fail.
+    older, younger = str(place.folder / "older"), str(place.folder / "younger")
+    server = model_server([{"text": "the younger"}, {"text": "late"}])
+    halting = ["-m", "holdfast.testing.halt", older, "STOP", "dial", "", "1", "after" if checked else "unchecked"]
+    with place.serving(halting, HOLDFAST_HOME=older, NODE_NAME="older") as stopped:
+        run = place.submit("fenced.py:Fenced", {"how": "generate"})
+        place.until(lambda: state_of(stopped.pid) == "T", "the older node has stopped itself")
+        (mine,) = {event.node for event in place.events(run, "intent")}
+        with place.serving(HOLDFAST_HOME=younger, NODE_NAME="younger"):
+            assert place.ended(run, "completed").output == ["the younger", 2]
+            events = place.events(run)
+            assert len(server.requests) == 1
+            os.kill(stopped.pid, signal.SIGCONT)
+            place.until(lambda: node_row(place, mine), "the older node has registered again")
+            if not checked:
+                place.until(lambda: len(server.requests) == 2, "the request of the unchecked node has left")
+        # Work that the older one drives to its end: whatever it still had to send would have left by now.
+        again = place.submit("fenced.py:Fenced", {"how": "note"})
+        assert place.ended(again, "completed").output == ["once", 2]
+    assert len(server.requests) == (1 if checked else 2)
+    assert place.events(run) == events, "not one row, whatever was sent"
+
+
 def state_of(pid: int) -> str:
     with open(f"/proc/{pid}/stat", "rb") as file:
         return file.read().rpartition(b")")[2].split()[0].decode()

@@ -3,6 +3,9 @@
 ``python -m holdfast.testing.halt HOME SIGNAL KIND NAME COUNT [before|after]`` serves a home, says ``serving``, and
 sends itself the signal (STOP, KILL) in the thread that commits the COUNT-th event of that kind (``any``) whose action
 has that name (empty: any): right before it is durable, or right after (the default), before anybody hears of it.
+
+With ``dial`` as KIND the signal comes at the COUNT-th send, right before the lease is checked. ``unchecked`` as the last
+word leaves that check out: the twin that shows what the check alone holds back.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from holdfast import config
@@ -50,15 +53,41 @@ class Halt:
             os.kill(os.getpid(), self._number)
 
 
+class HaltedAtDial(Node):
+    """A node that gets its signal at a send: what is left between it and the receiver is the check of the lease."""
+
+    halt: tuple[signal.Signals, int] = (signal.SIGSTOP, 1)
+    checked = True
+
+    def before_dial(self, deadline: float) -> None:
+        """See :class:`holdfast.node.services.Services`."""
+        number, left = self.halt
+        self.halt = number, left - 1
+        if left == 1:
+            os.kill(os.getpid(), number)
+        if self.checked:
+            super().before_dial(deadline)
+
+
 def _name(event: Event | Draft) -> str:
     action = event.data.get("action")
     return str(action.get("name", "") if isinstance(action, dict) else getattr(action, "name", ""))
 
 
-async def serve(home: Path, halt: Halt, when: str) -> None:
-    """Serve until SIGTERM."""
+def node_of(home: Path, number: signal.Signals, kind: str, name: str, count: int, when: str) -> Node:
+    """The node that will be halted."""
+    if kind == "dial":
+        node = HaltedAtDial(config.load(home), home)
+        node.halt, node.checked = (number, count), when != "unchecked"
+        return node
+    halt = Halt(number, kind, name, count)
     before, after = (halt.before, None) if when == "before" else (None, halt.after)
-    node = Node(config.load(home), home, before_commit=before, after_commit=after)
+    return Node(config.load(home), home, before_commit=before, after_commit=after)
+
+
+async def serve(make: Callable[[], Node]) -> None:
+    """Serve until SIGTERM."""
+    node = make()
     until = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, until.set)
     await node.start()
@@ -72,7 +101,8 @@ async def serve(home: Path, halt: Halt, when: str) -> None:
 def main(argv: Sequence[str]) -> None:
     """See the module."""
     home, number, kind, name, count, when = (*argv, "after")[:6]
-    asyncio.run(serve(Path(home), Halt(signal.Signals[f"SIG{number}"], kind, name, int(count)), when))
+    signalled = signal.Signals[f"SIG{number}"]
+    asyncio.run(serve(lambda: node_of(Path(home), signalled, kind, name, int(count), when)))
 
 
 if __name__ == "__main__":
