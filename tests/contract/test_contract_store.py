@@ -22,6 +22,7 @@ from holdfast.journal.base import (
     Patch,
     Refused,
     Result,
+    SecretWrite,
     StreamKind,
     Tenant,
 )
@@ -636,6 +637,34 @@ class TestPayloads:
         store._write(lambda run: run(damage, (b"\x00" * 60,)))
         with pytest.raises(StoreError):
             store.payload("acme", result.events[0].payloads["result"])
+
+    def test_secrets(self, store: SqlStore) -> None:
+        def write(value: bytes | None, name: str = "bank") -> Append:
+            secret = SecretWrite(name=name, value=value, binding={"host": "bank.example"})
+            kind = Kind.SECRET_REMOVED if value is None else Kind.SECRET_SET
+            return append("control:acme", draft(kind), epoch=0, by="cli", secrets=(secret,))
+
+        seed(store, "r1")
+        [first] = done(store, write(b"s3cret-one"))
+        [row] = store.secrets("acme")
+        assert (row.name, row.version, row.binding) == ("bank", first.events[0].seq, {"host": "bank.example"})
+        assert store.secret(row) == b"s3cret-one"
+        [second] = done(store, write(b"s3cret-two"))
+        [after] = store.secrets("acme")
+        assert after.version == second.events[0].seq > row.version
+        assert (store.secret(row), store.secret(after)) == (None, b"s3cret-two")
+        assert store.secrets("other") == []
+        done(store, write(b"another-one", "mail"))
+        assert [one.name for one in store.secrets("acme")] == ["bank", "mail"]
+        done(store, write(None))
+        assert [one.name for one in store.secrets("acme")] == ["mail"]
+        assert refused(store, append("r1", secrets=(SecretWrite(name="x", value=b"y"),))).reason == "invalid"
+        store._write(lambda run: run("UPDATE secrets SET name = ?", ("bank",)))
+        with pytest.raises(StoreError, match="cannot be decrypted"):
+            store.secret(store.secrets("acme")[0])
+        store.erase("acme")
+        with pytest.raises(StoreError, match="Set the secret again"):
+            store.secret(store.secrets("acme")[0])
 
     def test_memory(self, store: SqlStore) -> None:
         seed(store, "r1", "o1")

@@ -37,6 +37,8 @@ MEANING = {
     Kind.BUNDLE_PINNED: "A set of policies was stored by content.",
     Kind.KILL_ISSUED: "A kill is in force from here on.",
     Kind.KILL_LIFTED: "A kill is no longer in force.",
+    Kind.SECRET_SET: "A credential was set: its name, where it may go and how; never its value.",
+    Kind.SECRET_REMOVED: "A credential was destroyed.",
 }
 """One sentence for each kind."""
 

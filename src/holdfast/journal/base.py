@@ -112,6 +112,29 @@ class MemoryWrite(msgspec.Struct, frozen=True, kw_only=True):
     value: bytes | None
 
 
+class SecretWrite(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of a tenant's secret (control streams only). ``value`` None destroys it.
+
+    Its version is the sequence number of the append's last event: what changed it.
+    """
+
+    name: str
+    value: bytes | None
+    binding: dict[str, Any] = {}
+    """Where it may go (:class:`holdfast.egress.bindings.Binding`)."""
+
+
+class SecretRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's secret as it stands, still sealed."""
+
+    tenant: str
+    name: str
+    version: int
+    binding: dict[str, Any]
+    created_at: int
+    """When this version was set, microseconds."""
+
+
 class Append(msgspec.Struct, frozen=True, kw_only=True):
     """One all-or-nothing write to one stream.
 
@@ -131,6 +154,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     deliver: tuple[InboxItem, ...] = ()
     """Items for other streams of the same tenant (a child's end, a signal)."""
     memory: tuple[MemoryWrite, ...] = ()
+    secrets: tuple[SecretWrite, ...] = ()
     patch: Patch | None = None
     kills: tuple[Kill, ...] = ()
     """Kills that this append puts in force (control streams only). Raises the generation."""
@@ -269,6 +293,12 @@ class Store(Protocol):
 
     def memory_keys(self, tenant: str, agent: str) -> list[str]:
         """Keys of an agent's lasting memory, sorted."""
+
+    def secrets(self, tenant: str) -> list[SecretRow]:
+        """A tenant's secrets, by name, without their values."""
+
+    def secret(self, row: SecretRow) -> bytes | None:
+        """The value of a secret's version; None when it was changed or destroyed meanwhile."""
 
     # writing, each a transaction of its own
 

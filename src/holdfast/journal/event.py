@@ -55,6 +55,8 @@ class Kind(enum.StrEnum):
     BUNDLE_PINNED = "bundle.pinned"
     KILL_ISSUED = "kill.issued"
     KILL_LIFTED = "kill.lifted"
+    SECRET_SET = "secret.set"  # noqa: S105
+    SECRET_REMOVED = "secret.removed"  # noqa: S105
 
 
 class Witness(enum.StrEnum):

@@ -62,24 +62,27 @@ class TenantKey:
             )
         return salted[NONCE_BYTES:]
 
-    def encrypt(self, data: bytes) -> bytes:
-        """Ciphertext of data that no event commits to (an inbox item's payload, memory)."""
-        noise = os.urandom(IV_BYTES)
-        return noise + self._encrypt(noise, data, self._aad)
+    def encrypt(self, data: bytes, context: bytes = b"") -> bytes:
+        """Ciphertext of data that no event commits to (an inbox item's payload, memory, a secret).
 
-    def decrypt(self, ciphertext: bytes, what: str) -> bytes:
+        With ``context`` it opens only in the same one: a row that was copied elsewhere does not.
+        """
+        noise = os.urandom(IV_BYTES)
+        return noise + self._encrypt(noise, data, self._aad + context)
+
+    def decrypt(self, ciphertext: bytes, what: str, context: bytes = b"") -> bytes:
         """The data of :meth:`encrypt`.
 
         Raises:
-            StoreError: the ciphertext was changed; names ``what``.
+            StoreError: the ciphertext was changed, or is that of another context; names ``what``.
         """
-        return self._plain(ciphertext, what)
+        return self._plain(ciphertext, what, context)
 
-    def _plain(self, ciphertext: bytes, what: str) -> bytes:
+    def _plain(self, ciphertext: bytes, what: str, context: bytes = b"") -> bytes:
         from cryptography.exceptions import InvalidTag
 
         try:
-            return self._decrypt(ciphertext[:IV_BYTES], ciphertext[IV_BYTES:], self._aad)
+            return self._decrypt(ciphertext[:IV_BYTES], ciphertext[IV_BYTES:], self._aad + context)
         except (InvalidTag, ValueError):
             raise StoreError(
                 f"{what} cannot be decrypted: its bytes were changed. Restore the journal from a backup; "
@@ -207,6 +210,11 @@ def _create_key(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def secret_context(name: str, version: int) -> bytes:
+    """What a sealed secret belongs to, beside its tenant. A tenant's name holds no NUL."""
+    return f"\0secret:{name}:{version}".encode()
 
 
 def _wrap_aad(tenant: str, key_id: str) -> bytes:

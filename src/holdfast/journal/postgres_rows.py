@@ -35,6 +35,12 @@ _PUT_MEMORY = (
     "INSERT INTO memory (tenant, agent, key, key_id, ciphertext) VALUES (%s, %s, %s, %s, %s) "
     "ON CONFLICT (tenant, agent, key) DO UPDATE SET key_id = EXCLUDED.key_id, ciphertext = EXCLUDED.ciphertext"
 )
+_PUT_SEALED = (
+    "INSERT INTO secrets (tenant, name, version, key_id, ciphertext, binding, created_at) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (tenant, name) DO UPDATE SET version = excluded.version, "
+    "key_id = excluded.key_id, ciphertext = excluded.ciphertext, binding = excluded.binding, "
+    "created_at = excluded.created_at"
+)
 _PUT_KILL = (
     "INSERT INTO kills (id, scope, name, tenant, reason, issued_by, at, compensate) "
     "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING"
@@ -118,7 +124,9 @@ def load(
             waiting.add(item.stream)
         guarded = guarded or item.kill_generation is not None
         killing = killing or bool(item.kills or item.lifts)
-        sealing = sealing or any(draft.payloads for draft in item.drafts) or bool(item.memory or item.deliver)
+        sealing = (
+            sealing or any(draft.payloads for draft in item.drafts) or bool(item.memory or item.deliver or item.secrets)
+        )
     names = {*tenants, *created.values(), *tenants_of(streams - created.keys())}
     ordered, sorted_keys = sorted(names), sorted(keys)
     with connection.pipeline():
@@ -203,6 +211,11 @@ def send(run: psycopg.Cursor[Any], step: Transaction, rows: Loaded) -> None:
             run.execute("DELETE FROM memory WHERE tenant = %s AND agent = %s AND key = %s", place)
         else:
             run.execute(_PUT_MEMORY, (*place, *value))
+    for owned, secret in step.secrets.items():
+        if secret is None:
+            run.execute("DELETE FROM secrets WHERE tenant = %s AND name = %s", owned)
+        else:
+            run.execute(_PUT_SEALED, (*owned, *secret))
     if step.generation is not None:
         many("DELETE FROM kills WHERE id = %s", [(lifted,) for lifted in step.lifts])
         many(

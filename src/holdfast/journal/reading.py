@@ -11,7 +11,7 @@ import msgspec
 
 from holdfast.action import Kill
 from holdfast.errors import StoreError
-from holdfast.journal.base import InboxItem, LedgerRow, NodeRow, StreamKind, StreamState, Tenant
+from holdfast.journal.base import InboxItem, LedgerRow, NodeRow, SecretRow, StreamKind, StreamState, Tenant
 from holdfast.journal.columns import (
     EVENT,
     INBOX,
@@ -25,7 +25,7 @@ from holdfast.journal.columns import (
     stream_row,
 )
 from holdfast.journal.event import Event
-from holdfast.journal.payloads import Keyring
+from holdfast.journal.payloads import Keyring, secret_context
 
 _objects: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 _CHUNK = 400
@@ -237,6 +237,39 @@ class Reader(ABC):
         """Keys of an agent's lasting memory, sorted."""
         rows = self._query("SELECT key FROM memory WHERE tenant = ? AND agent = ? ORDER BY key", (tenant, agent))
         return [row[0] for row in rows]
+
+    def secrets(self, tenant: str) -> list[SecretRow]:
+        """A tenant's secrets, by name, without their values."""
+        rows = self._query(
+            "SELECT name, version, binding, created_at FROM secrets WHERE tenant = ? ORDER BY name", (tenant,)
+        )
+        return [
+            SecretRow(tenant=tenant, name=row[0], version=row[1], binding=_objects.decode(row[2]), created_at=row[3])
+            for row in rows
+        ]
+
+    def secret(self, row: SecretRow) -> bytes | None:
+        """The value of a secret's version; None when it was changed or destroyed meanwhile.
+
+        Raises:
+            StoreError: it cannot be decrypted (another master key, bytes changed), or its key was destroyed.
+        """
+        found = self._query(
+            "SELECT s.ciphertext, s.key_id, k.wrapped FROM secrets s LEFT JOIN tenant_keys k ON k.tenant = s.tenant "
+            "AND k.id = s.key_id WHERE s.tenant = ? AND s.name = ? AND s.version = ?",
+            (row.tenant, row.name, row.version),
+        )
+        if not found:
+            return None
+        ciphertext, key_id, wrapped = found[0]
+        if wrapped is None:
+            raise StoreError(
+                f"the key of the secret {row.name} of tenant {row.tenant} was destroyed. Set the secret again with "
+                "`holdfast secrets set`."
+            )
+        key = self.keyring.key(row.tenant, key_id, bytes(wrapped))
+        what = f"the secret {row.name} of tenant {row.tenant}"
+        return key.decrypt(as_bytes(ciphertext), what, secret_context(row.name, row.version))
 
     def nodes(self) -> list[NodeRow]:
         """All registered nodes."""

@@ -187,6 +187,20 @@ meta = Table(
 )
 """``kill_generation``: counts kills and lifts."""
 
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("tenant", _NAME, primary_key=True),
+    Column("name", _NAME, primary_key=True),
+    _number("version"),
+    _text("key_id"),
+    _bytes("ciphertext"),
+    _text("binding"),
+    _number("created_at"),
+    sqlite_with_rowid=False,
+)
+"""Credentials that are added on the way out. ``version`` is the sequence number of the event that set it."""
+
 nodes = Table(
     "nodes",
     metadata,

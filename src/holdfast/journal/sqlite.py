@@ -59,6 +59,10 @@ _MOVE_STREAM = (
 _SELECT_STREAM = f"SELECT {STREAM} FROM streams WHERE stream = ?"  # noqa: S608
 _SELECT_LEDGER = f"SELECT {LEDGER} FROM ledger WHERE key = ?"  # noqa: S608
 _PUT_MEMORY = "INSERT OR REPLACE INTO memory (tenant, agent, key, key_id, ciphertext) VALUES (?, ?, ?, ?, ?)"
+_PUT_SEALED = (
+    "INSERT OR REPLACE INTO secrets (tenant, name, version, key_id, ciphertext, binding, created_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
 _PUT_KILL = (
     "INSERT OR REPLACE INTO kills (id, scope, name, tenant, reason, issued_by, at, compensate) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -212,6 +216,11 @@ class SqliteStore(SqlStore):
             many(_INSERT_INBOX, step.inbox)
         if step.memory:
             self._flush_memory(run, step)
+        for place, secret in step.secrets.items():
+            if secret is None:
+                run.execute("DELETE FROM secrets WHERE tenant = ? AND name = ?", place)
+            else:
+                run.execute(_PUT_SEALED, (*place, *secret))
         if step.generation is not None:
             self._flush_kills(run, step)
         self.heads = {name: row.frontier for name, row in step.tenants.items()}

@@ -23,13 +23,14 @@ from holdfast.journal.base import (
     LedgerRow,
     Refused,
     Result,
+    SecretWrite,
     StreamKind,
     Tenant,
 )
 from holdfast.journal.event import VERSION, Event, encode
 from holdfast.journal.frontier import push
 from holdfast.journal.ledger import apply
-from holdfast.journal.payloads import TenantKey
+from holdfast.journal.payloads import TenantKey, secret_context
 from holdfast.journal.rows import FINAL, Rows, StreamRow, TenantRow
 from holdfast.values import MAX_VALUE
 
@@ -75,6 +76,7 @@ class Transaction:
         "now",
         "payloads",
         "rows",
+        "secrets",
         "tenants",
         "touched",
     )
@@ -96,6 +98,7 @@ class Transaction:
         self.delivered: dict[str, int] = {}
         self.consumed: set[int] = set()
         self.memory: dict[tuple[str, str, str], tuple[str, bytes] | None] = {}
+        self.secrets: dict[tuple[str, str], tuple[int, str, bytes, str, int] | None] = {}
         self.kills: dict[str, Kill] = {}
         self.lifts: list[str] = []
         self.generation: int | None = None
@@ -136,6 +139,8 @@ class Transaction:
             )
         if (item.kills or item.lifts) and row.header.kind is not StreamKind.CONTROL:
             return Refused(reason="invalid", message=f"{item.stream} is no control stream: kills belong into one")
+        if item.secrets and (row.header.kind is not StreamKind.CONTROL or not item.drafts):
+            return Refused(reason="invalid", message=f"{item.stream}: secrets change with an event of a control stream")
         if item.memory and any("\0" in write.key for write in item.memory):
             return Refused(reason="invalid", message=f"a key of memory in {item.stream} holds the character U+0000")
         if item.consume and (refused := self._consume(item)):
@@ -325,6 +330,8 @@ class Transaction:
             else:
                 key = self.rows.key(tenant)
                 self.memory[place] = (key.id, key.encrypt(write.value))
+        for secret in item.secrets:
+            self.secrets[tenant, secret.name] = self._sealed(tenant, row, secret)
         if item.kills or item.lifts:
             self.generation = self._generation() + 1
             for kill in item.kills:
@@ -342,6 +349,13 @@ class Transaction:
                 self.touched.pop(name, None)
             elif name not in self.moved:
                 self.touched[name] = row
+
+    def _sealed(self, tenant: str, row: StreamRow, secret: SecretWrite) -> tuple[int, str, bytes, str, int] | None:
+        if secret.value is None:
+            return None
+        key = self.rows.key(tenant)
+        ciphertext = key.encrypt(secret.value, secret_context(secret.name, row.seq))
+        return row.seq, key.id, ciphertext, _json.encode(secret.binding).decode(), self.now
 
     def _patch(self, item: Append, row: StreamRow) -> None:
         patch = item.patch

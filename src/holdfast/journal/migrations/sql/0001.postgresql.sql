@@ -96,6 +96,17 @@ CREATE TABLE payloads (
   CONSTRAINT uq_payloads UNIQUE (tenant, commitment)
 );
 
+CREATE TABLE secrets (
+  tenant TEXT COLLATE "C" NOT NULL,
+  name TEXT COLLATE "C" NOT NULL,
+  version BIGINT NOT NULL,
+  key_id TEXT NOT NULL,
+  ciphertext BYTEA NOT NULL,
+  binding TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  PRIMARY KEY (tenant, name)
+);
+
 CREATE TABLE streams (
   stream TEXT COLLATE "C" NOT NULL,
   tenant TEXT COLLATE "C" NOT NULL,

@@ -100,6 +100,18 @@ CREATE TABLE payloads (
   CONSTRAINT uq_payloads UNIQUE (tenant, commitment)
 );
 
+CREATE TABLE secrets (
+  tenant TEXT NOT NULL,
+  name TEXT NOT NULL,
+  version BIGINT NOT NULL,
+  key_id TEXT NOT NULL,
+  ciphertext BLOB NOT NULL,
+  binding TEXT NOT NULL,
+  created_at BIGINT NOT NULL,
+  PRIMARY KEY (tenant, name)
+)
+ WITHOUT ROWID;
+
 CREATE TABLE streams (
   stream TEXT NOT NULL,
   tenant TEXT NOT NULL,
