@@ -2,8 +2,8 @@
 
 Turns are those of start-time fair queueing (Goyal, Vin, Cheng 1996) with memory as the cost: the tenant that has been
 given the fewest bytes so far goes next, so equal demand gives equal shares at every point in time. Two rules keep
-anyone from starving: who holds less than a quarter of a fair share goes first, so that runs which never end do not take the
-node bit by bit; and a run that is too large for what is free is passed by at most one node-full of smaller ones.
+anyone from starving: who holds less than a quarter of a fair share goes first, so that runs which never end do not
+take the node bit by bit; and a run that is too large for what is free is passed by at most one node-full of others.
 """
 
 from __future__ import annotations
