@@ -7,24 +7,19 @@ payload), is what the event holds. Without the key neither can be had, so the co
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 import secrets
-import stat
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.errors import StoreError
+from holdfast.journal.masterkey import KEY_BYTES, MASTER_VARIABLE, master_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-MASTER_FILE = "master.key"
-MASTER_VARIABLE = "HOLDFAST_MASTER_KEY"
-KEY_BYTES = 32
 NONCE_BYTES = 16
 IV_BYTES = 12
 
@@ -100,7 +95,7 @@ class Keyring:
 
     @classmethod
     def of(cls, home: Path) -> Keyring:
-        """The keyring of a home: ``HOLDFAST_MASTER_KEY`` (base64), or the file ``master.key``, made when missing."""
+        """The keyring of a home, with its master key (:func:`holdfast.journal.masterkey.master_key`)."""
         return cls(lambda: master_key(home))
 
     def new(self, tenant: str) -> tuple[str, bytes]:
@@ -125,8 +120,8 @@ class Keyring:
                 raw = self._cipher().decrypt(wrapped[:IV_BYTES], wrapped[IV_BYTES:], _wrap_aad(tenant, key_id))
             except (InvalidTag, ValueError):
                 raise StoreError(
-                    f"the key of tenant {tenant} was not made with this master key. Put the right {MASTER_FILE} into "
-                    f"the home, or set {MASTER_VARIABLE}."
+                    f"the key of tenant {tenant} was not made with this master key. Put the right master key into the "
+                    f"home, or set {MASTER_VARIABLE}."
                 ) from None
             found = TenantKey(tenant, key_id, AESGCM(raw))
             if len(self._keys) >= 4096:
@@ -144,72 +139,6 @@ class Keyring:
 
             self._master = AESGCM(self._read())
         return self._master
-
-
-def master_key(home: Path) -> bytes:
-    """The home's master key (32 bytes), made on first use.
-
-    Raises:
-        StoreError: the variable or the file does not hold 32 bytes, others may read the file, or it cannot be made.
-    """
-    if text := os.environ.get(MASTER_VARIABLE):
-        try:
-            key = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            key = b""
-        if len(key) != KEY_BYTES:
-            raise StoreError(
-                f"{MASTER_VARIABLE} must be {KEY_BYTES} bytes in base64, as `openssl rand -base64 32` gives."
-            )
-        return key
-    path = home / MASTER_FILE
-    try:
-        return _read_key(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}). Run Holdfast as the user who owns it.") from None
-    try:
-        _create_key(path)
-        return _read_key(path)
-    except OSError as error:
-        raise StoreError(
-            f"the master key cannot be written to {path} ({error.strerror}). Make the folder writable, free some "
-            f"space, or set {MASTER_VARIABLE}."
-        ) from None
-
-
-def _read_key(path: Path) -> bytes:
-    with path.open("rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        key = file.read(KEY_BYTES + 1)
-    if stat.S_IMODE(mode) & 0o077:
-        raise StoreError(f"{path} can be read by others. Run `chmod 600 {path}`; and ask who may have read it.")
-    if len(key) != KEY_BYTES:
-        raise StoreError(f"{path} does not hold {KEY_BYTES} bytes. Restore it from a backup: payloads need it.")
-    return key
-
-
-def _create_key(path: Path) -> None:
-    """Write the whole key first and then link it, so that nobody ever sees half of it and the first maker wins."""
-    draft = path.with_name(f".{MASTER_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(os.urandom(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return
-    finally:
-        draft.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def secret_context(name: str, version: int) -> bytes:

@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 
 from holdfast.errors import StoreError
 from holdfast.journal.event import commitment
+from holdfast.journal.masterkey import MASTER_FILE, MASTER_VARIABLE, master_key
 from holdfast.journal.payloads import (
     IV_BYTES,
-    MASTER_FILE,
-    MASTER_VARIABLE,
     NONCE_BYTES,
     Keyring,
     TenantKey,
-    master_key,
 )
 
 MASTER = bytes(range(32))
