@@ -324,8 +324,15 @@ class Store(Protocol):
     def unregister(self, node: str) -> None:
         """Forget a node; its streams are free."""
 
-    def ready(self, *, limit: int) -> list[StreamState]:
-        """Streams that nobody owns and that want to be driven now, oldest wish first."""
+    def ready(self, *, limit: int, tenant: str | None = None, root: str | None = None) -> list[StreamState]:
+        """Streams that nobody owns and that want to be driven now, oldest wish first: of all, of a tenant, or of one
+        family of runs."""
+
+    def ready_tenants(self) -> list[str]:
+        """Tenants with streams that nobody owns and that want to be driven now or later, by name."""
+
+    def count(self, *, tenant: str, kind: StreamKind, status: str, limit: int) -> int:
+        """How many streams of a tenant have this status; counting stops at ``limit``."""
 
     def owned(self, node: str) -> list[str]:
         """Streams that a node owns."""

@@ -279,14 +279,35 @@ class Reader(ABC):
             for row in rows
         ]
 
-    def ready(self, *, limit: int) -> list[StreamState]:
+    def ready(self, *, limit: int, tenant: str | None = None, root: str | None = None) -> list[StreamState]:
         """Streams that nobody owns and that want to be driven now, oldest wish first."""
+        wanted = {"tenant": tenant, "root": root}
+        also = "".join(f"AND {column} = ? " for column, value in wanted.items() if value is not None)
         rows = self._query(
             f"SELECT {STREAM} FROM streams WHERE owner = '' AND ready_at IS NOT NULL AND ready_at <= ? "  # noqa: S608
-            "ORDER BY ready_at LIMIT ?",
-            (self.now(), limit),
+            f"{also}ORDER BY ready_at LIMIT ?",
+            (self.now(), *(value for value in wanted.values() if value is not None), limit),
         )
         return [stream_row(row).state() for row in rows]
+
+    def ready_tenants(self) -> list[str]:
+        """Tenants with streams that nobody owns and that want to be driven now or later, by name."""
+        # From tenant to tenant by the index: a tenant's many streams are not looked at.
+        waits = "FROM streams WHERE owner = '' AND ready_at IS NOT NULL"
+        rows = self._query(
+            f"WITH RECURSIVE named(tenant) AS (SELECT MIN(tenant) {waits} UNION ALL "  # noqa: S608
+            f"SELECT (SELECT MIN(tenant) {waits} AND tenant > named.tenant) FROM named WHERE named.tenant IS NOT NULL) "
+            "SELECT tenant FROM named WHERE tenant IS NOT NULL"
+        )
+        return [row[0] for row in rows]
+
+    def count(self, *, tenant: str, kind: StreamKind, status: str, limit: int) -> int:
+        """How many streams of a tenant have this status; counting stops at ``limit``."""
+        rows = self._query(
+            "SELECT COUNT(*) FROM (SELECT 1 AS one FROM streams WHERE tenant = ? AND kind = ? AND status = ? LIMIT ?) c",
+            (tenant, kind, status, limit),
+        )
+        return int(rows[0][0])
 
     def owned(self, node: str) -> list[str]:
         """Streams that a node owns, in no order."""

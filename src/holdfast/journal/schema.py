@@ -116,6 +116,13 @@ streams = Table(
         sqlite_where=text("owner = '' AND ready_at IS NOT NULL"),
         postgresql_where=text("owner = '' AND ready_at IS NOT NULL"),
     ),
+    Index(
+        "ix_streams_waiting",
+        "tenant",
+        "ready_at",
+        sqlite_where=text("owner = '' AND ready_at IS NOT NULL"),
+        postgresql_where=text("owner = '' AND ready_at IS NOT NULL"),
+    ),
     Index("ix_streams_owner", "owner", sqlite_where=text("owner <> ''"), postgresql_where=text("owner <> ''")),
     sqlite_with_rowid=False,
 )

@@ -145,6 +145,8 @@ CREATE INDEX ix_streams_ready ON streams (ready_at) WHERE owner = '' AND ready_a
 
 CREATE INDEX ix_streams_status ON streams (status, created_at);
 
+CREATE INDEX ix_streams_waiting ON streams (tenant, ready_at) WHERE owner = '' AND ready_at IS NOT NULL;
+
 CREATE TABLE tenant_keys (
   tenant TEXT NOT NULL,
   id TEXT NOT NULL,
