@@ -308,6 +308,30 @@ def _own(proc: Path) -> dict[str, str]:
     return own
 
 
+def own_memory(proc: Path = Path("/proc")) -> tuple[int, int] | None:
+    """Limit and use, in bytes, of the tightest memory group that this process is in; None when none can be read.
+
+    File caches that the kernel can drop do not count as used. A limit beyond the machine's memory is no limit.
+    """
+    try:
+        mounted, own = _mounts(proc), _own(proc)
+    except OSError:
+        return None
+    found = []
+    for path, kind, options in mounted:
+        which = "" if kind == "cgroup2" else "memory"
+        if which not in own or (which and which not in options.split(",")):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if which else ("memory.max", "memory.current")
+        below = path / own[which].lstrip("/")
+        for folder in (below, *(above for above in below.parents if above.is_relative_to(path))):
+            if limit := _number(folder / names[0]):
+                stat = _fields(folder, "memory.stat")
+                idle = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+                found.append((limit, max(_number(folder / names[1]) - idle, 0)))
+    return min(found, default=None)
+
+
 def _number(path: Path) -> int:
     try:
         return int(path.read_text())
