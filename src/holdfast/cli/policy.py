@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast import config
-from holdfast.cli import exits, opening, output
+from holdfast.cli import exits, opening, output, policy_replay
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -153,6 +153,9 @@ def coverage(
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+app.command("replay")(policy_replay.replay)
 
 
 @app.command()

@@ -50,6 +50,20 @@ class Evidence(Reader):
         size, edge = next(((row[3], as_bytes(row[5])) for row in rows if row[5] is not None), (0, b""))
         return size, edge, [StreamHead(*row[:5]) for row in rows if row[5] is None]
 
+    def bodies(self, streams: Sequence[str], kinds: Sequence[str]) -> list[tuple[str, int, bytes]]:
+        """Events of these kinds, by stream and in order: (stream, sequence number, canonical bytes)."""
+        found: list[tuple[str, int, bytes]] = []
+        for start in range(0, len(streams), _CHUNK):
+            part = streams[start : start + _CHUNK]
+            marks, wanted = ", ".join("?" * len(part)), ", ".join("?" * len(kinds))
+            rows = self._query(
+                f"SELECT stream, seq, body FROM events WHERE stream IN ({marks}) AND kind IN ({wanted}) "  # noqa: S608
+                "ORDER BY stream, seq",
+                (*part, *kinds),
+            )
+            found += [(row[0], row[1], as_bytes(row[2])) for row in rows]
+        return found
+
     def payload_count(self, tenant: str) -> int:
         """Rows of ``payloads`` of a tenant."""
         return int(self._query("SELECT count(*) FROM payloads WHERE tenant = ?", (tenant,))[0][0])
