@@ -136,6 +136,11 @@ class NodeSettings(Section, frozen=True, kw_only=True):
         int, kinds.DURATION, "how long the start of a send may take: less than the lease, and waited for after it"
     ] = 5_000_000
     concurrency: Annotated[int, kinds.integer(1, 10_000), "boundaries that one node runs side by side"] = 64
+    memory: Annotated[
+        int | None, kinds.SIZE, "memory that this node may use; not set: the machine's, or its control group's"
+    ] = None
+    overhead: Annotated[int, kinds.SIZE, "of that, what is kept for the node itself and not given to runs"] = 256 << 20
+    queue: Annotated[int, kinds.integer(1, 1 << 30), "new runs of one tenant that may wait; more are refused"] = 10_000
     max_value: Annotated[int, kinds.SIZE, "size of one recorded value"] = 8 << 20
 
 

@@ -70,6 +70,13 @@ class DivergenceError(RunError):
     code = "diverged"
 
 
+class OverloadedError(HoldfastError):
+    """Too much waits already: the run was refused and did nothing. Try again later."""
+
+    code = "overloaded"
+    exit_status = 2
+
+
 class DeniedError(HoldfastError):
     """A policy denied an action. ``rule`` is the policy's id. Catch it to go another way."""
 
