@@ -23,6 +23,8 @@ HOME = "HOLDFAST_HOME"
 OWN_VARIABLES = {
     HOME: "Folder of the state; `./.holdfast` when not set.",
     "HOLDFAST_PRINCIPAL_TOKEN": "Secret of the principal that `--as NAME` names.",
+    "HOLDFAST_MASTER_KEY": "Master key: 32 bytes in base64, `file:PATH`, `keyring:NAME` or `vault:MOUNT/KEY`; "
+    "`master.key` in the home when not set.",
     "HOLDFAST_DEBUG": "`1`: show the traceback of an unexpected error.",
 }
 """Variables that are no setting."""
@@ -84,6 +86,12 @@ class ConnectorSettings(Section, frozen=True, kw_only=True):
     retries: Annotated[int, kinds.integer(0, 100), "attempts after a failed one"] = 0
     backoff: Annotated[int, kinds.DURATION, "pause before the next attempt; doubles each time"] = 1_000_000
     undo: Annotated[str, kinds.TEXT, "connector that undoes this one (compensable only)"] = ""
+    labels: Annotated[
+        tuple[str, ...] | None,
+        kinds.LABELS,
+        "what its results are labelled with, such as `private`; `[]`: they can be trusted; not set: `untrusted`",
+    ] = None
+    region: Annotated[str, kinds.TEXT, "where what it reaches stands; empty: nobody knows"] = ""
     folder: Path = Path()
     """Folder of the file that names it: its working directory."""
 

@@ -189,6 +189,18 @@ def choice(*words: str) -> Kind:
     return Kind(shown, parse, parse)
 
 
+def texts_like(word: str, pattern: str, cure: str) -> Kind:
+    """A list of texts that all fit a regular expression."""
+
+    def parse(value: Any, base: Path) -> tuple[str, ...]:
+        found = _texts(value, base)
+        if strange := [text for text in found if not re.match(pattern, text)]:
+            raise ValueError(f"{strange[0]!r}; {cure}")
+        return found
+
+    return Kind(word, parse, None, _list)
+
+
 def table(item: type[msgspec.Struct]) -> Kind:
     """A table for each name."""
     return Kind("tables", lambda value, base: value, None, item=item)
@@ -207,6 +219,9 @@ NUMBER = Kind("number", _number, _number_text)
 PRICE = Kind("dollars", _price, None)
 SHA256 = Kind("hex digits", _sha256, None)
 UID_RANGE = Kind("two uids", _uids, _uids_text)
+LABEL = r"^(private|secret|phi|pan|untrusted|(tenant|region|source|topic):[A-Za-z0-9][A-Za-z0-9._-]{0,62})$"
+"""What a label of data looks like."""
+LABELS = texts_like("list of labels", LABEL, "write private, secret, phi, pan, untrusted, region:NAME, …")
 
 
 @functools.cache

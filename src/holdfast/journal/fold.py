@@ -20,6 +20,8 @@ run.resolved       id, how
 run.diverged       id, expected, found
 run.undoing        kill, and how the run will end: code, message, rule
 run.killed         code, message, rule; after a kill that compensates also compensate (its id), undone, left (id, why)
+secret.set         name, binding (where it may go, and how)
+secret.removed     name
 =================  ==================================================================================================
 """
 
@@ -30,7 +32,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.action import Action, ApprovalSpec, Facts, Grant, Past, Reservation, Verdict
+from holdfast.action import Action, ApprovalSpec, Declassified, Facts, Grant, Past, Reservation, Verdict
 from holdfast.journal.event import Event, Kind
 
 FINAL = frozenset({"completed", "failed", "denied", "terminated", "killed", "refused"})
@@ -146,6 +148,12 @@ class RunState(msgspec.Struct, kw_only=True):
     diverged: str = ""
     failing: str = ""
     """Who said that a diverged run is to fail; empty: nobody."""
+    labels: tuple[str, ...] = ()
+    """Labels of what the run has taken in: a high-water mark."""
+    declassified: list[Declassified] = []
+    """Labels that people have taken off."""
+    asked: list[str] = []
+    """Commitments to what the run's principal itself said: the first input, and answers."""
     seq: int = 0
 
     @property
@@ -189,6 +197,8 @@ def apply(state: RunState, event: Event) -> None:
     state.seq = event.seq
     kind = event.kind
     data = event.data
+    if "labels" in data:
+        state.labels = tuple(sorted({*state.labels, *data["labels"]}))
     if kind == Kind.INTENT:
         record = _record(state, event)
         record.state = "open"
@@ -341,6 +351,9 @@ def _inbox(state: RunState, event: Event) -> None:
     state.active_at = event.at
     if kind == "signal":
         state.signals.setdefault(data["name"], []).append(event.payloads["data"])
+    elif kind == "answer":
+        if event.principal == state.principal:
+            state.asked.append(event.payloads["data"])
     elif kind == "taken":
         _take_signal(state, data["name"])
     elif kind == "approval":
@@ -382,6 +395,7 @@ def _life(state: RunState, event: Event) -> None:
         state.created, state.created_at = data, event.at
         state.principal, state.auth = event.principal, event.auth
         state.input = event.payloads["input"]
+        state.asked = [data.get("asked") or state.input]
     if kind in _ENDS:
         state.status, state.undoing = _ENDS[Kind(kind)], {}
         state.output = event.payloads.get("output", "")
@@ -405,6 +419,8 @@ def _life(state: RunState, event: Event) -> None:
         state.signals = {name: list(waiting) for name, waiting in data["signals"].items()}
         state.incarnation, state.recent = data["incarnation"], list(data["recent"])
         state.past = {key: _as(held, Past) for key, held in data.get("past", {}).items()}
+        state.asked = list(data.get("asked", state.asked))
+        state.declassified = [_as(held, Declassified) for held in data.get("declassified", ())]
     elif kind == Kind.RUN_DIVERGED:
         state.status, state.diverged, state.error = "suspended", data["id"], data["message"]
     elif kind == Kind.RUN_IN_DOUBT:

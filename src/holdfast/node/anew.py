@@ -8,7 +8,18 @@ from holdfast.journal.event import Kind
 from holdfast.node.run import Run, doubt, never_again
 from holdfast.policy.decide import settlements
 
-_KEPT = ("counters", "started_at", "incarnation", "signals", "past", "recent", "files")
+_KEPT = (
+    "counters",
+    "started_at",
+    "incarnation",
+    "signals",
+    "past",
+    "recent",
+    "files",
+    "labels",
+    "asked",
+    "declassified",
+)
 
 
 async def begin_anew(run: Run, input_: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -82,6 +84,11 @@ async def _spawn(
         data,
         target=pinned.deployment.target,
         budget_nano=message.budget_nano,
+        more={
+            "labels": run.beyond.labels.leaving(run.header.tenant, run.header.region),
+            # What the first run's principal said vouches for its children too; what their parent says does not.
+            "asked": run.state.asked[0],
+        },
         at=services.clock.now(),
         clock_error=services.clock.clock_error(),
     )
@@ -128,6 +135,7 @@ def creation(
     *,
     target: str,
     budget_nano: int = 0,
+    more: Mapping[str, Any] = MappingProxyType({}),
     at: int,
     clock_error: int,
 ) -> Draft:
@@ -144,6 +152,7 @@ def creation(
         "parent": header.parent,
         "depth": header.depth,
         "budget_nano": budget_nano,
+        **more,
     }
     return Draft(
         kind=Kind.RUN_CREATED,

@@ -32,6 +32,7 @@ async def finish(
     deliver: tuple[InboxItem, ...] = ()
     if header.parent:
         told = {"run": header.stream, "status": STATUS[kind], "message": data.get("message", "")}
+        told["labels"] = run.beyond.labels.leaving(header.tenant, header.region)
         deliver = (
             InboxItem(
                 tenant=header.tenant,

@@ -53,6 +53,7 @@ def fork(store: Store, clock: Clock, run: str, step: str, principal: Principal) 
     )
     copier = _Copier(store, clock, run, before)
     data = {**before.created, "root": name, "parent": "", "depth": 0, "forked_from": run, "at": step}
+    data |= {"labels": before.labels, "asked": before.asked[0]}
     created = Draft(
         kind=Kind.RUN_CREATED,
         data=data,

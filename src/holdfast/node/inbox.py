@@ -68,6 +68,8 @@ class Inbox:
         if item.kind in ("approval", "answer"):
             record = self._addressed(item)
             data |= self._judge(item, record)
+        if data.get("accepted", True):
+            data |= self.run.beyond.labels.told(item.payload, data.get("labels", ()))
         payloads = {"data": item.payload} if item.payload else None
         draft = self.run.recorder.draft(Kind.INBOX, data, payloads, principal=item.principal, auth=item.auth)
         # What follows from it is written with it: a node that died in between would have heard it for nothing.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from holdfast import wire
@@ -14,6 +16,7 @@ from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record
 from holdfast.node.balance import balance
 from holdfast.node.incarnation import Incarnation, call_digest, handles
+from holdfast.node.labels import keep, kept
 from holdfast.node.run import Place, idempotency_key
 from holdfast.values import MAX_VALUE, dump, load
 
@@ -95,11 +98,19 @@ def _sample(inc: Incarnation, number: int, scope: int, name: str, make: Any) -> 
     return value
 
 
-def _note(inc: Incarnation, place: Place, name: str, sha: str, payloads: dict[str, bytes]) -> None:
+def _note(
+    inc: Incarnation,
+    place: Place,
+    name: str,
+    sha: str,
+    payloads: dict[str, bytes],
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     data = {
         "action": Action(kind="sample", name=name, id=place.id, digest=sha),
         "parent": place.parent,
         "place": place.place,
+        **more,
     }
     inc.run.recorder.note(inc.run.recorder.draft(Kind.SAMPLE, data, payloads))
 
@@ -128,18 +139,22 @@ async def _memory(
     if len(message.key) > MAX_KEY or (not message.key and message.operation not in ("keys",)):
         raise PayloadError(f"a memory key has 1 to {MAX_KEY} characters")
     tenant, agent = run.header.tenant, run.header.agent
+    labels: dict[str, Any] = {}
     if message.operation in ("get", "keys"):
         # What this run wrote a moment ago must be there to be read.
         await run.recorder.flush()
         if message.operation == "get":
-            found = run.services.store.memory(tenant, agent, message.key) or b"null"
+            entry = run.services.store.memory(tenant, agent, message.key)
+            found, held = kept(entry) if entry is not None else (b"null", ())
+            labels = run.beyond.labels.told(found, held)
         else:
             keys = run.services.store.memory_keys(tenant, agent)
             found = dump([key for key in keys if key.startswith(message.key)])
-        _note(inc, place, name, sha, {"result": found})
+        _note(inc, place, name, sha, {"result": found}, labels)
         inc.reply(message.id, found)
         return
     written = value if message.operation == "set" else None
+    entry = keep(value, run.beyond.labels.leaving(tenant, run.header.region)) if written else None
     action = Action(
         kind="memory",
         name=message.operation,
@@ -152,7 +167,7 @@ async def _memory(
         place,
         dump({"key": message.key, "value": load(value) if written else None}),
         key=idempotency_key(run.state.run, place.id),
-        memory=(MemoryWrite(agent=agent, key=message.key, value=written),),
+        memory=(MemoryWrite(agent=agent, key=message.key, value=entry),),
         outcome={"status": "ok"},
         outcome_payloads={"result": b"null"},
     )

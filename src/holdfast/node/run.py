@@ -15,6 +15,7 @@ from holdfast.gate import Control, Fenced, Passage, enter
 from holdfast.journal.base import Appended, Draft, Header, InboxItem, MemoryWrite, Result
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record, RunState
+from holdfast.node.facts import Beyond
 from holdfast.node.recorder import Recorder
 from holdfast.node.services import Services
 from holdfast.policy.bundle import Bundle
@@ -93,6 +94,8 @@ class Run:
         self.control = control
         self.services = services
         self.isolation = isolation
+        self.beyond = Beyond(state, bundle, services)
+        """What it has taken in, and who is behind it."""
         self.stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         """Resolved when the run must end."""
         self.inbox: Deliveries
@@ -144,8 +147,13 @@ class Run:
             approval_state=record.approval_state if record else "",
             recent=(*state.recent, *self._inflight_recent),
             refusals=dict(refusals),
+            **self.beyond.now(),
         )
-        if action is None or not self.bundle.historic:
+        if action is None:
+            return facts
+        if self.bundle.vouches:
+            facts = self.beyond.about(action, facts)
+        if not self.bundle.historic:
             return facts
         # What other runs did is not at hand: a rule that asks for it gets no answer, which denies.
         asked = [one for one in self.bundle.asks(action, facts) if one.over == "run"]

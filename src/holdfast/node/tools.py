@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from holdfast import wire
-from holdfast.action import Action, Effect, Verdict
+from holdfast.action import Action, Effect, Ended, Verdict
 from holdfast.config import ConnectorSettings
 from holdfast.errors import PayloadError, ProtocolError, StepError, StepTimeout
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
 from holdfast.node.connector_process import ConnectorFailure
 from holdfast.node.incarnation import Incarnation, call_digest, handles
+from holdfast.node.labels import sources
 from holdfast.node.run import Place, Run, doubt, idempotency_key
 from holdfast.node.steps import backoff_us
 from holdfast.policy import redact
@@ -59,6 +60,7 @@ async def _call(
         digest=call_digest("tool", message.name, data),
         effect=Effect(connector.effect),
         attempt=attempt,
+        region=connector.region,
     )
     await perform(inc, message, place, connector, action, data)
 
@@ -89,6 +91,7 @@ async def perform(
                 continue
             return
         outcome: dict[str, object] = {"id": place.id, "status": "ok"}
+        outcome |= run.beyond.labels.take(action, Ended(value=load(value)), sources(message.name, connector))
         if action.effect == Effect.COMPENSABLE:
             outcome["effect"] = {"compensable": True}
         run.recorder.note(

@@ -161,7 +161,11 @@ async def _signal(
                 tenant=run.header.tenant,
                 stream=message.run,
                 kind="signal",
-                data={"name": message.name, "from": run.state.run},
+                data={
+                    "name": message.name,
+                    "from": run.state.run,
+                    "labels": run.beyond.labels.leaving(run.header.tenant, run.header.region),
+                },
                 payload=data,
                 principal=run.header.principal,
                 auth=run.header.auth,

@@ -59,11 +59,15 @@ class Bundle:
         "_phases",
         "_plans",
         "_scope",
+        "cites",
         "conditions",
         "digest",
         "figures",
+        "flows",
         "historic",
+        "later",
         "rules",
+        "vouches",
     )
 
     def __init__(self, policies: Sequence[Checked], *, data: bytes | None = None) -> None:
@@ -96,6 +100,16 @@ class Bundle:
         """Whether any rule asks about the record."""
         self.figures = frozenset(question.figure for question in asked if question.figure)
         """What the record must keep of each action for rules to add up."""
+        self.flows = any(rule.category.labels or "labels" in rule.source for rule in active)
+        """Whether any rule decides on labels."""
+        self.later = frozenset(
+            (phase, gate) for (phase, gate), plan in self._phases.items() if phase != "before" and plan
+        )
+        """Phase and gate of what rules look at after the decision ahead of an action."""
+        self.vouches = any(getattr(rule.params, "free", None) for rule in active)
+        """Whether any rule asks what the principal's own input named."""
+        self.cites = any(getattr(rule.params, "citations", "") for rule in active)
+        """Whether any rule holds citations to what the run has read."""
         fields = sorted({field for rule in active for field in rule.scope})
         self._scope: Callable[[Facts], Any] | None = attrgetter(*fields) if fields else None
         self._plans: dict[Any, Plan] = {}

@@ -20,13 +20,12 @@ import msgspec
 from holdfast.action import Action, Ended, Facts
 from holdfast.policy.patterns import fits
 from holdfast.policy.scan import scan_value, strings
+from holdfast.settings_kinds import LABEL as LABEL
 from holdfast.values import sha256
 
 UNTRUSTED = "untrusted"
 PRIVATE = ("private", "secret", "phi", "pan")
 """Labels of what must not get out."""
-LABEL = r"^(private|secret|phi|pan|untrusted|(tenant|region|source|topic):[A-Za-z0-9][A-Za-z0-9._-]{0,62})$"
-"""What a label looks like."""
 _LABEL = re.compile(LABEL)
 _DETECTED = {"CREDIT_CARD": "pan", "SECRET": "secret", "MEDICAL_RECORD": "phi", "UK_NHS": "phi"}
 _HANDLE = "$holdfast"
@@ -73,11 +72,14 @@ def entering(
         if action.server:
             labels.add(UNTRUSTED)
     if look:
-        for placed in scan_value(ended.value):
-            kind = placed.found.type
-            if kind != "PROMPT_INJECTION":
-                labels.add(_DETECTED.get(kind, "private"))
+        labels.update(seen(ended.value))
     return tuple(sorted(labels))
+
+
+def seen(value: Any) -> tuple[str, ...]:
+    """The labels that a value's form gives away: cards, keys, personal data."""
+    kinds = {placed.found.type for placed in scan_value(value)} - {"PROMPT_INJECTION"}
+    return tuple(sorted({_DETECTED.get(kind, "private") for kind in kinds}))
 
 
 def _does(deed: str, action: Action) -> bool:
@@ -136,6 +138,15 @@ def vouched(value: Any, facts: Facts) -> bool:
     if isinstance(value, list | tuple):
         return all(vouched(item, facts) for item in value)
     return value is None or value is False or (value is not True and mark(value) in facts.vouched)
+
+
+def marks(value: Any) -> frozenset[str]:
+    """What :func:`vouched` looks for: a mark of each text and number in a value."""
+    if isinstance(value, Mapping):
+        return frozenset().union(*(marks(key) | marks(item) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return frozenset().union(*(marks(item) for item in value))
+    return frozenset() if value is None or isinstance(value, bool) else frozenset((mark(value),))
 
 
 class Handles:

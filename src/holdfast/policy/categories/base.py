@@ -165,6 +165,8 @@ class Category(ABC):
     verdicts: ClassVar[tuple[Outcome, ...]]
     """What ``on_breach`` may be; the first is the default."""
     phases: ClassVar[frozenset[str]] = frozenset({"before"})
+    labels: ClassVar[bool] = False
+    """Whether it decides on labels: only then what comes in is also looked into for what its form gives away."""
     first: ClassVar[bool] = False
     """Whether it is heard before the others, because it changes what they lead to."""
     example: ClassVar[str]

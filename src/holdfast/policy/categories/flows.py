@@ -51,6 +51,7 @@ class UntrustedTaint(Category):
 
     name = "untrusted_taint"
     family = "flow"
+    labels = True
     summary = "Refuses effects of a run that has taken in untrusted data, unless a person named what they reach."
     params = UntrustedTaintParams
     gates = _SINKS
@@ -107,6 +108,7 @@ class LethalTrifecta(Category):
 
     name = "lethal_trifecta"
     family = "flow"
+    labels = True
     summary = "Closes every way out of a run that holds private data and has read untrusted data."
     params = LethalTrifectaParams
     gates = _SINKS
@@ -152,6 +154,7 @@ class MemoryWriteGuard(Category):
 
     name = "memory_write_guard"
     family = "flow"
+    labels = True
     summary = "Keeps untrusted data out of lasting memory, and asks for its source, its end and a bounded size."
     params = MemoryWriteGuardParams
     gates = ("memory",)
@@ -206,6 +209,7 @@ class DataResidency(Category):
 
     name = "data_residency"
     family = "flow"
+    labels = True
     summary = "Lets data go only to endpoints in allowed regions; where nobody says where one stands, it is refused."
     params = DataResidencyParams
     gates = ("llm", "http", "tool", "file", "memory", "spawn")

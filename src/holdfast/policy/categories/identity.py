@@ -210,6 +210,7 @@ class TenantIsolation(Category):
 
     name = "tenant_isolation"
     family = "identity"
+    labels = True
     summary = (
         "Keeps the data of tenants apart: nothing happens with data that carries another tenant's label, and no "
         "argument names another tenant or a key outside of one's own."
@@ -229,7 +230,7 @@ with: {arguments: [tenant_id], keys: [object_key]}
     def before(self, action: Action, facts: Facts, rule: Rule) -> Finding:
         """Look at labels and arguments."""
         params, own = rule.params, facts.tenant
-        for label in facts.labels:
+        for label in (*facts.labels, *action.labels):
             kind, _, tenant = label.partition(":")
             if kind == "tenant" and tenant != own and not fits_any(params.share, tenant):
                 return Breach(reason="data of another tenant is among what the agent has seen", facts={"label": label})

@@ -1,0 +1,99 @@
+"""What a run has taken in, as labels (see :mod:`holdfast.policy.flow`): joined where data enters, told where it leaves.
+
+A run's labels are a high-water mark. They are recorded with the event that brings the data in, and hold from the moment
+at which the data is handed on: an intent made while that event is still on its way to the journal carries them already,
+and its commit takes the event along ahead of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from holdfast.action import Action, Ended
+from holdfast.config import ConnectorSettings
+from holdfast.errors import PayloadError
+from holdfast.journal.fold import RunState
+from holdfast.policy import flow
+from holdfast.policy.bundle import Bundle
+from holdfast.policy.flow import OUTSIDE, UNTRUSTED, Source
+from holdfast.values import load
+
+
+class Labels:
+    """The labels of one run on this node."""
+
+    __slots__ = ("_held", "_look", "_seen", "_state")
+
+    def __init__(self, state: RunState, bundle: Bundle) -> None:
+        self._state = state
+        self._look = bundle.flows
+        self._seen = self._held = tuple(state.labels)
+
+    def now(self) -> tuple[str, ...]:
+        """What the run carries at this moment: what is recorded, and what is about to be."""
+        if self._state.labels is not self._seen:
+            self._seen = self._state.labels
+            self._held = flow.join(self._held, self._seen)
+        return self._held
+
+    def take(self, action: Action, ended: Ended, sources: Sequence[Source] = OUTSIDE) -> dict[str, Any]:
+        """Take in what an action brought. Gives what the event that records it says of that; mostly nothing."""
+        return self._joined(flow.entering(action, ended, sources, look=self._look))
+
+    def told(self, payload: bytes, labels: Iterable[str] = ()) -> dict[str, Any]:
+        """Take in what somebody said to the run: an input, an answer, a signal, a child's output."""
+        found = set(labels)
+        if self._look and payload:
+            try:
+                found |= set(flow.seen(load(payload)))
+            except PayloadError:
+                # What cannot be read cannot be looked into either; it counts as a stranger's.
+                found.add(UNTRUSTED)
+        return self._joined(found)
+
+    def leaving(self, tenant: str, region: str) -> tuple[str, ...]:
+        """What stays with something that the run of this tenant and region writes: an entry, a child, a message."""
+        return flow.join(self.now(), (f"tenant:{tenant}", f"region:{region}"))
+
+    def _joined(self, found: Iterable[str]) -> dict[str, Any]:
+        held = self.now()
+        new = sorted(label for label in set(found) if label not in held)
+        if not new:
+            return {}
+        self._held = flow.join(held, new)
+        return {"labels": new}
+
+
+def sources(name: str, connector: ConnectorSettings) -> tuple[Source, ...]:
+    """What a connector's results are labelled with; one that declares nothing brings in what nobody vouches for."""
+    labels = (UNTRUSTED,) if connector.labels is None else connector.labels
+    return (Source(f"tool:{name}", labels),) if labels else ()
+
+
+class _Entry(msgspec.Struct):
+    labels: tuple[str, ...]
+    value: msgspec.Raw
+
+
+_entries: msgspec.json.Decoder[_Entry] = msgspec.json.Decoder(_Entry)
+
+
+def keep(value: bytes, labels: Iterable[str]) -> bytes:
+    """A memory entry as it is stored: the value, and the labels that stay with it."""
+    return msgspec.json.encode(_Entry(labels=tuple(labels), value=msgspec.Raw(value)))
+
+
+def kept(entry: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Value and labels of a stored memory entry.
+
+    Raises:
+        PayloadError: it is no entry.
+    """
+    try:
+        found = _entries.decode(entry)
+    except msgspec.DecodeError:
+        raise PayloadError("a memory entry does not read; delete it and write it again") from None
+    return bytes(found.value), found.labels
