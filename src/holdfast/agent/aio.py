@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 from holdfast import wire
 from holdfast.agent import children, llm, stores, tools, waits
@@ -19,6 +19,9 @@ from holdfast.agent.plan import plan_of
 from holdfast.agent.scope import current, require
 from holdfast.agent.steps import Step
 from holdfast.agent.waits import Approval, Expiry
+
+if TYPE_CHECKING:
+    from holdfast.agent.http import AsyncHTTP
 
 T = TypeVar("T")
 Ado = Callable[[Op[Any]], Coroutine[Any, Any, Any]]
@@ -47,6 +50,13 @@ class AsyncContext(Base):
         self.files = AsyncFiles(self._ado)
         """The run's artefacts."""
         self._sync = Context(channel, **known)
+
+    @property
+    def http(self) -> AsyncHTTP:
+        """Requests through the egress proxy, as httpx has them: ``await ctx.http.get(url)``."""
+        from holdfast.agent.http import AsyncHTTP
+
+        return AsyncHTTP()
 
     @classmethod
     def beside(cls, ctx: Base) -> AsyncContext:

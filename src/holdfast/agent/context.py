@@ -27,6 +27,7 @@ from holdfast.values import dump
 
 if TYPE_CHECKING:
     from holdfast.agent.chance import Random
+    from holdfast.agent.http import HTTP
 
 T = TypeVar("T")
 _DAY = 86_400
@@ -130,6 +131,14 @@ class Context(Base):
         """What the agent keeps from run to run."""
         self.files = Files(self._do)
         """The run's artefacts."""
+
+    @property
+    def http(self) -> HTTP:
+        """Requests through the egress proxy, as httpx has them: ``ctx.http.get(url)``. Other libraries and programs
+        find the same proxy in their environment."""
+        from holdfast.agent.http import HTTP
+
+        return HTTP()
 
     @overload
     def call(
