@@ -32,8 +32,8 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
     """A request as it will be sent on: unambiguous, hop-by-hop fields removed.
 
     ``host`` is a lower-case ASCII name (A-labels) or a canonical address without brackets. ``path`` begins with ``/``
-    (``*`` for OPTIONS, empty for CONNECT), holds no dot segment, no encoded slash and no control character, and is
-    otherwise as the agent wrote it.
+    (``*`` for OPTIONS, empty for CONNECT) and holds no dot segment and no control character, encoded or not; what is
+    percent-encoded without need is decoded (RFC 3986, 6.2.2.2), and the rest is as the agent wrote it.
     """
 
     method: str
@@ -107,8 +107,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     head: RequestHead
     body: Body
     resolve: Callable[[], Awaitable[tuple[str, ...]]]
-    """Resolves the host and checks every address (:meth:`Guard.addresses`), once however often it is called. A name that
-    the policy would not let through anyway should never be resolved: a look-up is a message to a stranger.
+    """Resolves the host and checks every address (:meth:`Guard.addresses`), once however often it is called. A name
+    that the policy would not let through anyway should never be resolved: a look-up is a message to a stranger.
     Raises :class:`Refused`."""
 
 
@@ -136,7 +136,9 @@ class Deny(msgspec.Struct, frozen=True, kw_only=True):
     approval_id: str = ""
     status: int = 403
     retry_after_s: float = 0.0
-    """Seconds for ``Retry-After``; 0: none, do not retry."""
+    """Seconds for ``Retry-After``; 0: none."""
+    retry: bool = False
+    """Whether sending the same again can help: an upstream that failed. Never after a denial."""
 
     @classmethod
     def of(cls, refused: Refused) -> Deny:
@@ -261,6 +263,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 (hex) of them."""
     body: bytes = b""
     """They themselves, up to :attr:`Limits.keep`; empty where there are more."""
+    text: bytes = b""
+    """``body`` without its content coding: what detectors look at. The same object where it has none."""
     truncated: bool = False
     """``body`` was longer than what is kept."""
     sent_length: int = 0
@@ -283,8 +287,16 @@ class Door(Protocol):
         """Take the request through the gate. Returns :class:`Go` only once its intent is durable."""
         ...
 
+    def rejected(self, deny: Deny) -> None:
+        """Note that a request was turned away unread: malformed, or too large. Must not raise or block."""
+        ...
+
     async def before_dial(self, ticket: Any) -> None:
-        """The last word: raises :class:`Refused` where the lease, or the news of kills, is too old (invariant 9, 10)."""
+        """The last word before bytes leave.
+
+        Raises:
+            Refused: the lease, or the news of kills, is too old (invariants 9 and 10).
+        """
         ...
 
     async def outcome(self, ticket: Any, outcome: Outcome) -> None:

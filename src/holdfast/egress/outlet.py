@@ -1,0 +1,113 @@
+"""One way out: whose it is, what it may, and the connections that belong to it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.egress.base import Body, Door, Dressed, Guard, Limits, Outfitter, Refused, RequestHead
+from holdfast.egress.stream import Stream, Sweeper
+from holdfast.egress.upstream import Http1Sender, Key, Pool, Sender, connect
+
+
+class Outlet:
+    """What a channel's connections share. A run has one; so has a client of the forward proxy.
+
+    ``pool`` is the tenant's: idle upstream connections pass between the runs of a tenant and never beyond it.
+    """
+
+    def __init__(
+        self,
+        *,
+        door: Door,
+        guard: Guard,
+        pool: Pool,
+        sweeper: Sweeper,
+        outfitter: Outfitter | None = None,
+        limits: Limits | None = None,
+        upstream_tls: ssl.SSLContext | None = None,
+        bases: Mapping[str, str] | None = None,
+        encoded_slashes: bool = False,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.door = door
+        self.guard = guard
+        self.pool = pool
+        self.sweeper = sweeper
+        self.outfitter = outfitter
+        self.limits = limits or Limits()
+        self.bases = dict(bases or {})
+        self.encoded_slashes = encoded_slashes
+        self._upstream_tls = upstream_tls
+        self.clients: set[Stream] = set()
+        self.upstreams: set[Stream] = set()
+        self.stopped = False
+
+    async def dress(self, ticket: Any, head: RequestHead, body: Body) -> Dressed:
+        """The request with credentials; as it is where nobody adds any."""
+        if self.outfitter is None:
+            return Dressed(head=head, body=body.data)
+        return await self.outfitter.dress(ticket, head, body)
+
+    def check_secret(self, head: RequestHead, dressed: Dressed, addresses: tuple[str, ...]) -> None:
+        """A credential leaves the machine under TLS only.
+
+        Raises:
+            Refused: it would not.
+        """
+        if not dressed.secret:
+            return
+        outside = head.scheme != "https" and not all(ipaddress.ip_address(address).is_loopback for address in addresses)
+        if outside:
+            raise Refused("a credential is not sent over plain http; use https", kind="credential_over_http")
+
+    def kept(self, head: RequestHead) -> Sender | None:
+        """An idle connection for a request."""
+        sender = self.pool.take(_key(head), self.loop.time())
+        if sender is not None:
+            sender.limits = self.limits
+            self.upstreams.add(sender.stream)
+        return sender
+
+    def keep(self, head: RequestHead, sender: Sender) -> None:
+        """An exchange is over: keep its connection for the next one, or close it."""
+        if isinstance(sender, Http1Sender):
+            self.upstreams.discard(sender.stream)
+            self.pool.give(_key(head), sender, self.loop.time())
+
+    async def dial(self, head: RequestHead, addresses: tuple[str, ...], seconds: float) -> Sender:
+        """A new connection.
+
+        Raises:
+            DialError: none could be made.
+        """
+        stream, address = await connect(
+            addresses,
+            head.port,
+            seconds=seconds,
+            loop=self.loop,
+            sweeper=self.sweeper,
+            context=self.upstream_tls() if head.scheme == "https" else None,
+            host=head.host,
+        )
+        self.upstreams.add(stream)
+        return Http1Sender(stream, self.limits, address)
+
+    def upstream_tls(self) -> ssl.SSLContext:
+        """How upstreams are verified: strictly."""
+        if self._upstream_tls is None:
+            self._upstream_tls = ssl.create_default_context()
+        return self._upstream_tls
+
+    def stop(self) -> None:
+        """End every connection at once; exchanges under way report ``stopped``."""
+        self.stopped = True
+        for stream in [*self.upstreams, *self.clients]:
+            stream.abort("stopped")
+
+
+def _key(head: RequestHead) -> Key:
+    return head.scheme, head.host, head.port, False
