@@ -21,7 +21,7 @@ INTERRUPTED = 130
 MEANING = {
     OK: "completed",
     FAILED: "failed",
-    USAGE: "usage, and whatever is refused before a run exists",
+    USAGE: "usage, whatever is refused before a run exists, and runs refused because too many wait",
     SUSPENDED: "suspended: the run waits for a person, a signal, a child or a timer of 60 s or more",
     DENIED: "denied by a policy",
     TERMINATED: "terminated by a policy (a budget, say)",
@@ -50,7 +50,13 @@ STATUSES = tuple(_BY_STATUS)
 
 _BY_CODE = {
     error.code: error.exit_status
-    for error in (errors.DeniedError, errors.TerminatedError, errors.KilledError, errors.IsolationError)
+    for error in (
+        errors.DeniedError,
+        errors.TerminatedError,
+        errors.KilledError,
+        errors.IsolationError,
+        errors.OverloadedError,
+    )
 }
 
 

@@ -9,7 +9,7 @@ from holdfast.journal.event import Kind
 
 MEANING = {
     Kind.RUN_CREATED: "A run was accepted: its target, input, deployment and policy bundle are pinned.",
-    Kind.RUN_REFUSED: "A run was refused before it started, by a standing kill or a policy.",
+    Kind.RUN_REFUSED: "A run was refused before it started: by a standing kill, or because too many waited.",
     Kind.RUN_CLAIMED: "A node took the run over; the epoch is higher than before.",
     Kind.RUN_STARTED: "A worker process started in a boundary of its own; what holds it is recorded.",
     Kind.INTENT: "An action was decided and may happen now. Durable before its effect leaves.",

@@ -20,6 +20,7 @@ run.resolved       id, how
 run.diverged       id, expected, found
 run.undoing        kill, and how the run will end: code, message, rule
 run.killed         code, message, rule; after a kill that compensates also compensate (its id), undone, left (id, why)
+run.completed      memory_peak (bytes, of the boundary that ends; also in each other event that ends one)
 secret.set         name, binding (where it may go, and how)
 secret.removed     name
 =================  ==================================================================================================

@@ -335,13 +335,14 @@ class Driver:
         if not inc.parked():
             return False
         inc.close()
-        suspended = run.recorder.draft(Kind.RUN_SUSPENDED, {"waiting": [r.id for r in run.state.waiting()]})
+        data = {"waiting": [r.id for r in run.state.waiting()], **self._measured()}
+        suspended = run.recorder.draft(Kind.RUN_SUSPENDED, data)
         await self._let_go("suspended", deadlines.wake_at(run), suspended)
         return True
 
     def _grace_left(self) -> float:
         """A timer that is due soon is cheaper waited for than resumed from; short memory lets the process go now."""
-        if under_pressure():
+        if self._services.crowded or under_pressure():
             return 0.0
         wake = self.run.state.wake_at
         if wake is None:
@@ -385,7 +386,7 @@ class Driver:
         self.boundary.kill()
         exit_ = await self.boundary.wait()
         await run.recorder.flush()
-        data = {"reason": exit_.reason.value, "status": exit_.status}
+        data = {"reason": exit_.reason.value, "status": exit_.status, **self._measured()}
         await run.recorder.write(run.recorder.draft(Kind.WORKER_LOST, data))
         if run.state.losses >= MAX_LOSSES:
             words = {"out_of_memory": "ran out of memory", "crashed": "crashed", "killed": "was killed"}
@@ -428,7 +429,7 @@ class Driver:
             passage = await run.decide(action, at, value)
             verdict = passage.verdict
             stored = msgspec.structs.replace(action, args={})
-            data = {"action": stored, "facts": passage.facts, "verdict": verdict}
+            data = {"action": stored, "facts": passage.facts, "verdict": verdict, **self._measured()}
             if not verdict.allowed:
                 if verdict.outcome is Outcome.REQUIRE_APPROVAL:
                     passage = await run.gate(action, at, value)
@@ -450,7 +451,7 @@ class Driver:
             self.boundary.kill()
         if self._inc is not None:
             self._inc.close()
-        data: dict[str, Any] = {"code": stop.code, "message": stop.message, "rule": stop.rule}
+        data: dict[str, Any] = {"code": stop.code, "message": stop.message, "rule": stop.rule, **self._measured()}
         if stop.kind == Kind.RUN_KILLED:
             await self._end_boundary()
             data |= await compensate.undo(run, stop)
@@ -469,8 +470,14 @@ class Driver:
         except Stop as kill:
             await self._conclude(kill)
 
+    def _measured(self) -> dict[str, int]:
+        """For the event that ends an incarnation: what admission learns from."""
+        peak = 0 if self.boundary is None else self.boundary.memory()[1]
+        return {"memory_peak": peak} if peak else {}
+
     async def _end_boundary(self) -> None:
         boundary, self.boundary = self.boundary, None
         if boundary is not None:
+            self._services.measured(self.run.header, boundary.memory()[1])
             boundary.kill()
             await boundary.close()

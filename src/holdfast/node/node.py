@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,11 +25,13 @@ from holdfast.llm.http import Timing
 from holdfast.llm.router import LLM
 from holdfast.log import Log
 from holdfast.node import lease as leases
+from holdfast.node.admission import Admission, recorded_peaks
 from holdfast.node.connectors import ConnectorPool
-from holdfast.node.dispatch.local import Nudges, nudge
+from holdfast.node.dispatch.local import Nudges, nudge, queues
 from holdfast.node.drive import Driver
 from holdfast.node.history import history
 from holdfast.node.lease import Lease
+from holdfast.node.pressure import under_pressure
 from holdfast.node.watch import Watch
 from holdfast.policy.bundle import Bundle
 from holdfast.sandbox import registry
@@ -93,6 +96,7 @@ class Node:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._bundles: dict[str, Bundle] = {}
         self._levels: dict[str, Level] = {}
+        self.admission = Admission.of(settings)
         self._look = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._frozen = False
@@ -177,7 +181,7 @@ class Node:
         if state.ready_at is not None and state.ready_at <= self.store.now() + wait_timers_us:
             return False
         soon = self.store.now() + wait_timers_us
-        family = [s for s in self.store.ready(limit=1000) if s.header.root == state.header.root]
+        family = self.store.ready(limit=1000, root=state.header.root)
         return not any(s.ready_at is not None and s.ready_at <= soon for s in family)
 
     async def close(self) -> None:
@@ -220,47 +224,54 @@ class Node:
     # dispatch
 
     async def _dispatch(self) -> None:
-        room = self.settings.node.concurrency - len(self._tasks)
         gone = await self._aside(leases.dead, self._side, self.lease.node, self.settings.node.dial)
-        if gone:
-            await self._take_over(gone)
         for stream in await self._aside(self._stirred):
             if (driver := self._drivers.get(stream)) is not None:
                 driver.poke()
-        if room <= 0:
-            return
-        for state in await self._aside(lambda: self._side.ready(limit=room)):
-            await self._claim(state)
-        for name in await self._aside(lambda: self._side.owned(self.lease.node)):
-            if name not in self._tasks:
-                state = self.store.stream(name)
-                if state is not None:
-                    await self._claim(state, free=(self.lease.node,))
+        await self._admit(gone)
+        if gone and not self._root:
+            await self._forget(gone)
 
     def _stirred(self) -> list[str]:
         return self._side.stirred(self.lease.node)
 
-    async def _take_over(self, gone: list[str]) -> None:
-        """Runs of dead nodes become ready again."""
-        for node in gone:
-            for name in await self._aside(self._side.owned, node):
-                state = self.store.stream(name)
-                if state is not None:
-                    await self._claim(state, free=(node,))
-            if not self._root:
-                with contextlib.suppress(StoreError):
-                    if not await self._aside(self._side.owned, node):
-                        await self._aside(self._side.unregister, node)
-
-    async def _claim(self, state: StreamState, free: tuple[str, ...] = ()) -> None:
-        name = state.header.stream
-        if name in self._tasks or (self._root and state.header.root != self._root):
+    async def _admit(self, gone: list[str]) -> None:
+        """Start what there is room for."""
+        room = self.settings.node.concurrency - len(self._tasks)
+        if room <= 0:
             return
+        driven = frozenset(self._tasks)
+        waiting: dict[str, deque[StreamState]] = await self._aside(
+            lambda: queues(self._side, node=self.lease.node, gone=gone, driven=driven, root=self._root, limit=room)
+        )
+        for agent in {(state.header.tenant, state.header.agent) for queue in waiting.values() for state in queue}:
+            if not self.admission.ceilings.known(agent):
+                self.admission.ceilings.learn(agent, await self._aside(recorded_peaks, self._side, agent))
+        self.admission.paused = under_pressure()
+        while (name := self.admission.next(waiting)) is not None:
+            state = next(queue.popleft() for queue in waiting.values() if queue and queue[0].header.stream == name)
+            claimed = False
+            try:
+                claimed = await self._claim(state, (self.lease.node, *gone))
+            finally:
+                if not claimed:
+                    self.admission.undo(name)
+
+    async def _forget(self, gone: list[str]) -> None:
+        """A dead node that owns nothing any more need not be known."""
+        for node in gone:
+            with contextlib.suppress(StoreError):
+                if not await self._aside(self._side.owned, node):
+                    await self._aside(self._side.unregister, node)
+
+    async def _claim(self, state: StreamState, free: tuple[str, ...]) -> bool:
+        name = state.header.stream
         epoch = await self._aside(lambda: self._side.claim(name, self.lease.node, free=free))
         fresh = self.store.stream(name)
         if epoch is None or fresh is None:
-            return
+            return False
         self._tasks[name] = asyncio.ensure_future(self._drive(fresh, epoch))
+        return True
 
     async def _drive(self, stream: StreamState, epoch: int) -> None:
         name = stream.header.stream
@@ -288,6 +299,7 @@ class Node:
         finally:
             self._drivers.pop(name, None)
             self._tasks.pop(name, None)
+            self.admission.release(name)
             self._look.set()
 
     async def _not_driven(self, name: str, error: HoldfastError) -> None:
@@ -332,6 +344,15 @@ class Node:
         self._look.set()
         if stream not in self._drivers:
             nudge(self.home)
+
+    @property
+    def crowded(self) -> bool:
+        """See :class:`holdfast.node.services.Services`."""
+        return self.admission.crowded
+
+    def measured(self, header: Header, peak: int) -> None:
+        """See :class:`holdfast.node.services.Services`."""
+        self.admission.ceilings.learn((header.tenant, header.agent), [peak])
 
     def bundle(self, digest: str) -> Bundle:
         """See :class:`holdfast.node.services.Services`."""

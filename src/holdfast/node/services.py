@@ -37,5 +37,12 @@ class Services(Protocol):
     def nudge(self, stream: str) -> None:
         """A stream became ready: look at it now and not at the next tick."""
 
+    @property
+    def crowded(self) -> bool:
+        """Whether runs wait for memory: then a process that only waits goes at once."""
+
+    def measured(self, header: Header, peak: int) -> None:
+        """The peak memory of one of a run's boundaries, bytes; zero when it could not be measured."""
+
     def bundle(self, digest: str) -> Bundle:
         """A pinned bundle."""

@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from holdfast.action import Facts, Kill
 from holdfast.clock import Clock
@@ -26,7 +27,19 @@ DEFAULT_TENANT = "default"
 DEFAULT_REGION = "us-east"
 CLI = "command-line"
 """Node name of what no node but a command writes."""
+_OVERLOADED = (
+    "{limit} new runs of tenant {tenant} wait already; try again later, start another node, or raise [node] queue"
+)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Refusal(NamedTuple):
+    """Why a run is refused."""
+
+    code: str
+    """Of the error's class (:mod:`holdfast.errors`)."""
+    message: str
+    rule: str = ""
 
 
 def run_id() -> str:
@@ -85,6 +98,8 @@ def submit(
     bundle = load_policies(files)
     chosen = isolation or settings.sandbox.level
     level(chosen, uid_range=settings.sandbox.uid_range)
+    limit = settings.node.queue
+    full = store.count(tenant=tenant, kind=StreamKind.RUN, status="pending", limit=limit) >= limit
     region = next((t.region for t in store.tenants() if t.name == tenant), None)
     if region is None:
         raise UsageError(
@@ -92,8 +107,18 @@ def submit(
         )
     _tenants_apart(store, tenant)
     store.put_blobs({**pinned.blobs, sha256(bundle.to_bytes()): bundle.to_bytes()})
+    refusal = Refusal("overloaded", _OVERLOADED.format(limit=limit, tenant=tenant)) if full else None
     return create(
-        store, clock, pinned, bundle, input_, tenant=tenant, region=region, isolation=chosen, principal=principal
+        store,
+        clock,
+        pinned,
+        bundle,
+        input_,
+        tenant=tenant,
+        region=region,
+        isolation=chosen,
+        principal=principal,
+        refusal=refusal,
     )
 
 
@@ -108,6 +133,7 @@ def create(
     region: str,
     isolation: str,
     principal: Principal,
+    refusal: Refusal | None = None,
 ) -> tuple[str, tuple[Event, ...]]:
     """Create a run of pinned code, under the kills that are in force at that very moment."""
     name = run_id()
@@ -133,13 +159,19 @@ def create(
         at=clock.now(),
         clock_error=clock.clock_error(),
     )
-    return name, begin(store, clock, header, created)
+    return name, begin(store, clock, header, created, refusal=refusal)
 
 
 def begin(
-    store: Store, clock: Clock, header: Header, created: Draft, history: tuple[Draft, ...] = ()
+    store: Store,
+    clock: Clock,
+    header: Header,
+    created: Draft,
+    history: tuple[Draft, ...] = (),
+    refusal: Refusal | None = None,
 ) -> tuple[Event, ...]:
-    """Write a run's first event, and a history that it shares, unless a standing kill refuses it; gives its events.
+    """Write a run's first event, and a history that it shares, unless it is refused: by a standing kill, or by
+    ``refusal``; gives its events.
 
     Raises:
         StoreError: it cannot be written.
@@ -150,14 +182,15 @@ def begin(
     while True:
         generation = store.kill_generation()
         kill = standing(store.kills(), facts)
+        why = _killed(kill) if kill else refusal
         append = Append(
             stream=header.stream,
             epoch=0,
             node=CLI,
-            drafts=(_refused(created, kill),) if kill else (created, *history),
+            drafts=(_refused(created, why),) if why else (created, *history),
             create=header,
             kill_generation=generation,
-            patch=Patch(status="refused", set_ready=True) if kill else None,
+            patch=Patch(status="refused", set_ready=True) if why else None,
         )
         result = store.transact([append])[0]
         if isinstance(result, Appended):
@@ -166,12 +199,16 @@ def begin(
             raise StoreError(f"the run could not be written: {result.message}")
 
 
-def _refused(draft: Draft, kill: Kill) -> Draft:
+def _killed(kill: Kill) -> Refusal:
     name = f" {kill.name}" if kill.name else ""
     message = (
         f"{kill.scope}{name} is stopped by kill {kill.id}: {kill.reason}; lift it with: holdfast kill lift {kill.id}"
     )
-    data = {**draft.data, "code": "killed", "message": message, "rule": f"kill:{kill.id}"}
+    return Refusal("killed", message, f"kill:{kill.id}")
+
+
+def _refused(draft: Draft, why: Refusal) -> Draft:
+    data = {**draft.data, "code": why.code, "message": why.message, "rule": why.rule}
     return Draft(
         kind=Kind.RUN_REFUSED,
         data=data,

@@ -89,12 +89,9 @@ class Started:
         """Current and peak bytes; zeros when unknown."""
         if self._group is not None and "memory" in self._group.dirs:
             return self._group.memory()
-        page = os.sysconf("SC_PAGE_SIZE")
-        current = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                current += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
-        return current, 0
+        # What its processes share is counted for each of them: rather too much than too little.
+        sizes = [procs.resident(pid) for pid in self.pids()]
+        return sum(current for current, _ in sizes), sum(peak for _, peak in sizes)
 
     def pids(self) -> tuple[int, ...]:
         """Host pids of all processes inside, as far as they can be seen."""

@@ -131,6 +131,16 @@ def wait_gone(pidfds: Iterable[int], seconds: float) -> bool:
     return True
 
 
+def resident(pid: int) -> tuple[int, int]:
+    """Bytes of memory that a process has in use now and had at most; zeros when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmRSS:", "VmHWM:"))}
+    return sizes.get("VmRSS", 0), sizes.get("VmHWM", 0)
+
+
 def children(pid: int) -> list[int]:
     """Pids of a process's children, of all its threads."""
     found: list[int] = []

@@ -9,7 +9,11 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections import deque
+from collections.abc import Collection, Sequence
 from pathlib import Path
+
+from holdfast.journal.base import Store, StreamState
 
 
 class Nudges(asyncio.DatagramProtocol):
@@ -73,3 +77,22 @@ def nudge(home: Path) -> None:
                     continue
     finally:
         os.close(descriptor)
+
+
+def queues(
+    store: Store, *, node: str, gone: Sequence[str], driven: Collection[str], root: str, limit: int
+) -> dict[str, deque[StreamState]]:
+    """What waits for a node, by tenant, at most ``limit`` of each: first what it or a dead node has begun, then what
+    nobody owns, oldest wish first. ``root``: of this family of runs only."""
+    found: dict[str, deque[StreamState]] = {}
+    for owner in (node, *gone):
+        for name in [name for name in store.owned(owner) if name not in driven][: 4 * limit]:
+            if (state := store.stream(name)) is not None and root in ("", state.header.root):
+                found.setdefault(state.header.tenant, deque()).append(state)
+    if root:
+        ready = store.ready(limit=limit, root=root)
+    else:
+        ready = [state for tenant in store.ready_tenants() for state in store.ready(limit=limit, tenant=tenant)]
+    for state in ready:
+        found.setdefault(state.header.tenant, deque()).append(state)
+    return found
