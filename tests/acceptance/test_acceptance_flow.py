@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import Any
 
@@ -70,6 +69,20 @@ AGENT = """
         @workflow
         def reads(self, ctx):
             ctx.tool("read_mail", box="inbox")
+
+        @workflow
+        def declassifies(self, ctx):
+            ctx.tool("read_mail", box="inbox")
+            ctx.declassify("untrusted", reason="the mail was checked", approvers=["role:controller"])
+            first = tried(lambda: ctx.tool("send_mail", to="eve@evil.example", body="hello"))
+            ctx.tool("read_mail", box="inbox")
+            return [first, tried(lambda: ctx.tool("send_mail", to="eve@evil.example", body="again"))]
+
+        @workflow
+        def asks(self, ctx):
+            ctx.tool("read_mail", box="inbox")
+            to = ctx.ask("To whom?")
+            return tried(lambda: ctx.tool("send_mail", to=to, body="hello"))
 
         @workflow
         def again(self, ctx):
@@ -143,8 +156,10 @@ def sent(office: Any) -> list[str]:
 
 def test_what_a_run_has_read_binds_it_until_its_end(office: Any) -> None:
     said = start(office, "mail")
-    assert said["named"] == "sent" and said["looked"] == 3
-    assert "nobody named its to" in said["strange"] and "untrusted" in said["kept"]
+    assert said["named"] == "sent"
+    assert said["looked"] == 3
+    assert "nobody named its to" in said["strange"]
+    assert "untrusted" in said["kept"]
     assert sent(office) == ["bob@corp.example"]
     office.verify()
 
@@ -163,7 +178,8 @@ def test_labels_stay_with_memory_whatever_rules_held_when_it_was_written(office:
 @pytest.mark.parametrize("child", ["sends", "reads"])
 def test_labels_go_down_to_children_and_come_back_up(office: Any, child: str) -> None:
     said = start(office, "parent", {**TASK, "first": child == "sends", "child": child})
-    assert "nobody named its to" in said and sent(office) == []
+    assert "nobody named its to" in said
+    assert sent(office) == []
 
 
 def test_a_child_of_a_clean_run_is_clean(office: Any) -> None:
@@ -174,3 +190,40 @@ def test_a_child_of_a_clean_run_is_clean(office: Any) -> None:
 def test_labels_outlast_a_new_beginning_and_its_input_vouches_for_nothing(office: Any) -> None:
     assert "nobody named its to" in start(office, "again")
     assert sent(office) == []
+
+
+def approve(office: Any, run: str, who: Principal, workflow_says: bool = True) -> Any:
+    with office.service() as service:
+        service.answer(service.run(run).pending[0].id, workflow_says, principal=who, reason="seen")
+    return office.drive(run)
+
+
+def test_only_people_take_a_label_off_and_only_from_what_was_read_before(office: Any) -> None:
+    run = office.submit("clerk.py:Clerk", TASK, workflow="declassifies", policies=TAINT)
+    view = office.drive(run)
+    assert view.status == "suspended"
+    view = approve(office, run, Principal(name="bo", auth="token", roles=("controller",)))
+    assert view.output[0] == "sent"
+    assert "nobody named its to" in view.output[1]
+    assert sent(office) == ["eve@evil.example"]
+    [settled] = [event for event in office.events(run, "inbox") if event.data["kind"] == "settled"]
+    [off] = settled.data["declassified"]
+    assert (off["label"], off["by"], off["reason"]) == ("untrusted", "bo", "the mail was checked")
+    office.verify()
+
+
+def test_a_refused_declassification_leaves_the_label(office: Any) -> None:
+    run = office.submit("clerk.py:Clerk", TASK, workflow="declassifies", policies=TAINT)
+    office.drive(run)
+    view = approve(office, run, Principal(name="bo", auth="token", roles=("controller",)), False)
+    assert view.status == "denied"
+    assert sent(office) == []
+
+
+def test_an_answer_of_the_principal_vouches_and_somebody_elses_does_not(office: Any) -> None:
+    for who, outcome in (("alice", "sent"), ("mallory", "the run has read untrusted data, and nobody named its to")):
+        run = office.submit("clerk.py:Clerk", TASK, workflow="asks", policies=TAINT)
+        asked = office.drive(run).pending[0].id
+        with office.service() as service:
+            service.answer(asked, "carl@corp.example", principal=Principal(name=who, auth="token", roles=()))
+        assert office.drive(run).output == outcome

@@ -166,6 +166,19 @@ class AsyncContext(Base):
         """Wait until people approve ``what``; see :meth:`Context.approve`."""
         return await self._ado(waits.approve(what, approvers, quorum, ttl, on_expiry, escalate_to, raise_on_deny))
 
+    async def declassify(
+        self,
+        label: str,
+        *,
+        reason: str,
+        approvers: Sequence[str] | str = (),
+        quorum: int = 1,
+        ttl: Seconds = _DAY,
+    ) -> Approval:
+        """Wait until people take a label off what the run has read so far; see :meth:`Context.declassify`."""
+        what = {"label": label, "reason": reason}
+        return await self._ado(waits.approve(what, approvers, quorum, ttl, "deny", (), True, "declassify"))
+
     async def ask(self, question: Any, *, ttl: Seconds | None = None) -> Any:
         """Wait for a person's free answer; see :meth:`Context.ask`."""
         return await self._ado(waits.ask(question, ttl))

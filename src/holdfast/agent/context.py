@@ -253,6 +253,26 @@ class Context(Base):
         """
         return self._do(waits.approve(what, approvers, quorum, ttl, on_expiry, escalate_to, raise_on_deny))
 
+    def declassify(
+        self,
+        label: str,
+        *,
+        reason: str,
+        approvers: Sequence[str] | str = (),
+        quorum: int = 1,
+        ttl: Seconds = _DAY,
+    ) -> Approval:
+        """Wait until people take a label (``private``, ``untrusted``, …) off what the run has read so far.
+
+        What it reads afterwards carries the label anew. Who approved, and why, is on record.
+
+        Raises:
+            DeniedError: it was refused, or expired.
+            UsageError: there is no such label, or no reason.
+        """
+        what = {"label": label, "reason": reason}
+        return self._do(waits.approve(what, approvers, quorum, ttl, "deny", (), True, "declassify"))
+
     def ask(self, question: Any, *, ttl: Seconds | None = None) -> Any:
         """Wait for a person's free answer.
 

@@ -40,6 +40,7 @@ def approve(
     on_expiry: Expiry,
     escalate_to: Sequence[str] | str,
     raise_on_deny: bool,
+    verb: str = "approve",
 ) -> Op[Approval]:
     """See :meth:`holdfast.Context.approve`."""
     people, others = _people(approvers, "approvers"), _people(escalate_to, "escalate_to")
@@ -67,7 +68,9 @@ def approve(
         return found
 
     return Op(
-        lambda number, scope, value: wire.Approve(number, scope, value, people, quorum, ttl_us, on_expiry, others),
+        lambda number, scope, value: wire.Approve(
+            number, scope, value, people, quorum, ttl_us, on_expiry, others, verb
+        ),
         read,
         dump(what, "what ctx.approve asks for"),
     )

@@ -200,6 +200,8 @@ def apply(state: RunState, event: Event) -> None:
     data = event.data
     if "labels" in data:
         state.labels = tuple(sorted({*state.labels, *data["labels"]}))
+        # What comes in after a label was taken off carries it anew.
+        state.declassified = [one for one in state.declassified if one.label not in data["labels"]]
     if kind == Kind.INTENT:
         record = _record(state, event)
         record.state = "open"
@@ -373,6 +375,7 @@ def _inbox(state: RunState, event: Event) -> None:
     elif kind == "settled":
         record = state.records[data["id"]]
         record.approval_state = data["state"]
+        state.declassified = [*state.declassified, *(_as(one, Declassified) for one in data.get("declassified", ()))]
         if data["state"] == "approved":
             record.state = "open" if record.attempt else "retry"
             record.wait = None

@@ -241,7 +241,8 @@ class Driver:
         if not inc.ready.done():
             return False
         data = {"incarnation": inc.number, "held": self.boundary.held, "python": inc.ready.result().python}
-        data |= run.beyond.labels.told(input_)
+        if inc.number == 1:
+            data |= run.beyond.labels.told(input_)
         started = run.recorder.draft(Kind.RUN_STARTED, data)
         # What a dead incarnation had reserved is settled: sent calls in full, since what became of them is not known.
         settle: list[Settlement] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.action import Action, Facts
+from holdfast.action import Action, Declassified, Facts
 from holdfast.errors import PayloadError
 from holdfast.journal.fold import RunState
 from holdfast.node.labels import Labels
@@ -33,17 +33,17 @@ class Beyond:
         self.labels = Labels(state, bundle)
         """What the run has taken in."""
         self._labels: tuple[str, ...] = ()
-        self._declassified = 0
+        self._declassified: list[Declassified] = []
         self._now: Mapping[str, Any] = {}
         self._said = 0
         self._named: frozenset[str] = frozenset()
 
     def now(self) -> Mapping[str, Any]:
         """Fields of :class:`Facts`, by name; those that say nothing are left out."""
-        held, off = self.labels.now(), len(self._state.declassified)
-        if held is not self._labels or off != self._declassified:
-            self._labels, self._declassified = held, off
-            known = {"labels": held, "declassified": tuple(self._state.declassified)}
+        held = self.labels.now()
+        if held is not self._labels or self._state.declassified is not self._declassified:
+            self._labels, self._declassified = held, self._state.declassified
+            known = {"labels": held, "declassified": self.labels.off()}
             self._now = {name: value for name, value in known.items() if value}
         return self._now
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from holdfast.action import ApprovalSpec, Grant
+from holdfast.action import ApprovalSpec, Declassified, Grant
 from holdfast.journal.base import Draft, InboxItem, Refused
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record, RunState
 from holdfast.node.approvals import eligible, settled
+from holdfast.node.labels import named
 from holdfast.node.run import Run, Stop
-from holdfast.values import dump
+from holdfast.values import dump, load
 
 
 class Inbox:
@@ -125,7 +126,9 @@ class Inbox:
     def _settle(self, record: Record, grants: list[Grant], state: str) -> list[Draft]:
         """An approval is through: a call's own goes on to its gate, ``ctx.approve`` gets its outcome."""
         draft = self.run.recorder.draft
-        data = {"item": 0, "kind": "settled", "id": record.id, "accepted": True, "state": state}
+        data: dict[str, Any] = {"item": 0, "kind": "settled", "id": record.id, "accepted": True, "state": state}
+        if record.action.name == "declassify" and state == "approved":
+            data["declassified"] = self._declassified(record, grants)
         drafts = [draft(Kind.INBOX, data)]
         if record.action.kind == "approval":
             by = [grant.principal for grant in grants]
@@ -138,6 +141,16 @@ class Inbox:
             fault = {"id": record.id, "status": "fault", "code": "denied", "message": message, "rule": "approval"}
             drafts.append(draft(Kind.OUTCOME, fault))
         return drafts
+
+    def _declassified(self, record: Record, grants: list[Grant]) -> list[Declassified]:
+        """What people have taken off by approving it. Where it just expired into approval, nobody answers for it."""
+        run = self.run
+        shown = run.services.store.payload(run.state.tenant, record.args)
+        if shown is None or not grants:
+            return []
+        label, reason = named(load(shown))
+        by = ", ".join(sorted({grant.principal for grant in grants}))
+        return [Declassified(label=label, by=by, reason=reason, at=run.services.clock.now())]
 
     async def feed(self) -> None:
         """Give signals and ended children to the calls that wait for them, oldest call first."""

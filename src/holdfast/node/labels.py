@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from holdfast.action import Action, Ended
+from holdfast.action import Action, Declassified, Ended
 from holdfast.config import ConnectorSettings
-from holdfast.errors import PayloadError
+from holdfast.errors import PayloadError, UsageError
 from holdfast.journal.fold import RunState
 from holdfast.policy import flow
 from holdfast.policy.bundle import Bundle
@@ -25,12 +25,14 @@ from holdfast.values import load
 class Labels:
     """The labels of one run on this node."""
 
-    __slots__ = ("_held", "_look", "_seen", "_state")
+    __slots__ = ("_back", "_held", "_look", "_seen", "_state")
 
     def __init__(self, state: RunState, bundle: Bundle) -> None:
         self._state = state
         self._look = bundle.flows
         self._seen = self._held = tuple(state.labels)
+        self._back: dict[str, int] = {}
+        """Labels that came in again, and when that was taken off which they undo."""
 
     def now(self) -> tuple[str, ...]:
         """What the run carries at this moment: what is recorded, and what is about to be."""
@@ -38,6 +40,10 @@ class Labels:
             self._seen = self._state.labels
             self._held = flow.join(self._held, self._seen)
         return self._held
+
+    def off(self) -> tuple[Declassified, ...]:
+        """Labels that people have taken off, and that nothing has brought in again."""
+        return tuple(one for one in self._state.declassified if self._back.get(one.label, -1) < one.at)
 
     def take(self, action: Action, ended: Ended, sources: Sequence[Source] = OUTSIDE) -> dict[str, Any]:
         """Take in what an action brought. Gives what the event that records it says of that; mostly nothing."""
@@ -60,9 +66,11 @@ class Labels:
 
     def _joined(self, found: Iterable[str]) -> dict[str, Any]:
         held = self.now()
-        new = sorted(label for label in set(found) if label not in held)
+        off = {one.label: one.at for one in self.off()} if self._state.declassified else {}
+        new = sorted(label for label in set(found) if label not in held or label in off)
         if not new:
             return {}
+        self._back.update((label, off[label]) for label in new if label in off)
         self._held = flow.join(held, new)
         return {"labels": new}
 
@@ -71,6 +79,20 @@ def sources(name: str, connector: ConnectorSettings) -> tuple[Source, ...]:
     """What a connector's results are labelled with; one that declares nothing brings in what nobody vouches for."""
     labels = (UNTRUSTED,) if connector.labels is None else connector.labels
     return (Source(f"tool:{name}", labels),) if labels else ()
+
+
+def named(what: Any) -> tuple[str, str]:
+    """Label and reason of a request to declassify.
+
+    Raises:
+        UsageError: it names no label, or no reason.
+    """
+    label, reason = (what.get("label"), what.get("reason")) if isinstance(what, dict) else (None, None)
+    if not isinstance(label, str) or not flow.valid(label):
+        raise UsageError(f"{str(label)[:64]!r} is no label; give private, secret, phi, pan, untrusted, region:NAME, …")
+    if not isinstance(reason, str) or not reason.strip():
+        raise UsageError(f"to take {label} off needs a reason that people can weigh")
+    return label, reason
 
 
 class _Entry(msgspec.Struct):

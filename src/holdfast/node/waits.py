@@ -10,11 +10,13 @@ from holdfast.errors import ProtocolError, UsageError
 from holdfast.journal.base import InboxItem
 from holdfast.journal.fold import FINAL, Record
 from holdfast.node.incarnation import Incarnation, call_digest, handles
+from holdfast.node.labels import named
 from holdfast.node.run import Place, approval_id, idempotency_key
 from holdfast.values import dump, load
 
 MAX_TTL_US = 366 * 86_400_000_000
 EXPIRIES = frozenset({"deny", "approve", "escalate"})
+VERBS = frozenset({"approve", "declassify"})
 
 
 @handles(wire.Approve)
@@ -22,9 +24,11 @@ def on_approve(inc: Incarnation, message: wire.Approve) -> None:
     """Wait for people's approval."""
     if message.on_expiry not in EXPIRIES or not 1 <= message.quorum <= 100 or not 0 < message.ttl_us <= MAX_TTL_US:
         raise ProtocolError("a request for approval is out of bounds")
+    if message.verb not in VERBS:
+        raise ProtocolError(f"{message.verb!r} is nothing to approve")
     what = inc.value(message.what)
-    sha = call_digest("approval", "approve", what)
-    place, record = inc.place(message.id, message.scope, "approval", "approve", sha)
+    sha = call_digest("approval", message.verb, what)
+    place, record = inc.place(message.id, message.scope, "approval", message.verb, sha)
     inc.start(message.id, _approve(inc, message, place, record, what, sha))
 
 
@@ -33,7 +37,9 @@ async def _approve(
 ) -> None:
     run = inc.run
     if record is None:
-        action = Action(kind="approval", name="approve", id=place.id, args={"what": load(what)}, digest=sha)
+        action = Action(kind="approval", name=message.verb, id=place.id, args={"what": load(what)}, digest=sha)
+        if message.verb == "declassify":
+            named(action.args["what"])
         passage = await run.decide(action, place, what)
         verdict = passage.verdict
         if not verdict.allowed and verdict.outcome is not Outcome.REQUIRE_APPROVAL:
