@@ -543,6 +543,20 @@ class TestLeases:
         create(store, "r9", status="suspended", set_ready=True, ready_at=None)
         assert [state.header.stream for state in store.ready(limit=10)] == ["r2", "r3", "r0"]
         assert [state.header.stream for state in store.ready(limit=2)] == ["r2", "r3"]
+        assert [state.header.stream for state in store.ready(limit=10, root="r3")] == ["r3"]
+
+    def test_what_waits_is_looked_at_by_tenant(self, store: SqlStore) -> None:
+        now = store.now()
+        for tenant, count in (("a", 2), ("b", 0), ("c", 3)):
+            seed(store, tenant=tenant)
+            for number in range(count):
+                wish = {"set_ready": True, "ready_at": now - number}
+                create(store, f"{tenant}{number}", tenant=tenant, status="pending", **wish)
+        assert store.ready_tenants() == ["a", "c"]
+        assert [state.header.stream for state in store.ready(limit=2, tenant="c")] == ["c2", "c1"]
+        counted = {"kind": StreamKind.RUN, "status": "pending"}
+        assert [store.count(tenant=name, limit=10, **counted) for name in "abc"] == [2, 0, 3]
+        assert store.count(tenant="c", limit=2, **counted) == 2
 
     def test_thousands_that_wait_are_passed_over_by_the_index(self, store: SqlStore) -> None:
         seed(store)
