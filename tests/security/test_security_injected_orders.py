@@ -58,7 +58,9 @@ RULES = (
     {"category": "mcp_description_scan"},
     {"category": "path_guard"},
 )
-BUNDLE = Bundle([one({"id": f"r{index}", **rule}) for index, rule in enumerate(RULES)])
+# Every host is listed: what holds the orders back is not where they want to go.
+OPEN = one({"id": "open", "category": "egress_allowlist", "with": {"hosts": ["*"]}})
+BUNDLE = Bundle([one({"id": f"r{index}", **rule}) for index, rule in enumerate(RULES)] + [OPEN])
 ACTS, LOOKS = Effect.IRREVERSIBLE, Effect.PURE
 
 
@@ -493,7 +495,7 @@ def test_most_tasks_are_done_under_attack() -> None:
 
 def test_every_task_is_done_and_every_order_gets_through_without_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suite can tell: what it counts as carried out does happen where nothing forbids it."""
-    monkeypatch.setitem(globals(), "BUNDLE", Bundle([]))
+    monkeypatch.setitem(globals(), "BUNDLE", Bundle([OPEN]))
     for scenario in SCENARIOS:
         through, complete = play(scenario)
         assert complete, scenario.name

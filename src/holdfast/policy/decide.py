@@ -33,6 +33,7 @@ from holdfast.policy.bundle import Bundle, misfit
 from holdfast.policy.categories import cost
 from holdfast.policy.categories.approvals import asked
 from holdfast.policy.categories.base import Breach, Finding, Granted, Lift, Rule, Spend, fits_any
+from holdfast.policy.categories.reach import EgressAllowlist
 from holdfast.policy.conditions import Scene, Unanswered
 from holdfast.policy.history import Unrecorded
 from holdfast.policy.kills import standing
@@ -85,7 +86,22 @@ def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
             finding = failed(error)
         if finding is not None:
             court.hear(rule, finding)
+    if gate == "http" and not _listed(plan, scene):
+        reason = f"no egress_allowlist applies, so {action.host or 'nothing'} cannot be reached"
+        court.record("egress", EgressAllowlist.name, _DENY, reason)
     return court.verdict()
+
+
+def _listed(plan: Iterable[Rule], scene: Scene | None) -> bool:
+    """Whether a list says what can be reached: without one, nothing is. Off the list, the list itself objects."""
+    for rule in plan:
+        if rule.enforced and rule.category.name == EgressAllowlist.name:
+            try:
+                if rule.when is None or (scene is not None and rule.when(scene)):
+                    return True
+            except Exception:  # noqa: BLE001, S112 - the loop over the rules has denied for it
+                continue
+    return False
 
 
 def decide_during(action: Action, text: str, facts: Facts, bundle: Bundle) -> Verdict:

@@ -25,6 +25,14 @@ NOW = 1_772_366_400_000_000  # 2026-03-01 12:00:00 UTC
 PRICE = Price(input=3_000, output=15_000)
 
 
+OPEN = one({"id": "zz-open", "category": "egress_allowlist", "with": {"hosts": ["*"]}})
+"""Nothing is reachable without a list; this one leaves the word to the rule under test."""
+
+
+def _bundle(policy: dict[str, Any]) -> Bundle:
+    return Bundle([one(policy), OPEN])
+
+
 class Case(msgspec.Struct, frozen=True):
     """One action under one policy, and what must come of it."""
 
@@ -45,7 +53,7 @@ class Case(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> Verdict:
-        return self.judged(Bundle([one(self._policy())]))
+        return self.judged(_bundle(self._policy()))
 
     def judged(self, bundle: Bundle) -> Verdict:
         if self.ended is not None:
@@ -58,7 +66,10 @@ class Case(msgspec.Struct, frozen=True):
         return {"id": "rule", "category": self.category, "with": self.with_, **self.policy}
 
     def _action(self) -> Action:
-        return Action(**{"kind": KINDS[self.category], "name": "validate", "id": "validate.1", **self.action})
+        given = {"kind": KINDS[self.category], "name": "validate", "id": "validate.1", **self.action}
+        if given["kind"] == "http" and self.category not in ("egress_allowlist", "ssrf_guard"):
+            given.setdefault("host", "api.example")
+        return Action(**given)
 
     def _facts(self) -> Facts:
         standard = {"now": NOW, "agent": "finance", "workflow": "run", "run": "run-1", "root": "run-0", "price": PRICE}
@@ -493,7 +504,7 @@ def test_every_parameter_matters(name: str, key: str) -> None:
         elif key == "on_expiry":
             with_.pop("escalate_to", None)
         try:
-            bundle = Bundle([one({**case._policy(), "with": with_})])
+            bundle = _bundle({**case._policy(), "with": with_})
         except PolicyFileError:  # this value does not go together with the case's others
             continue
         verdicts.append((show(case.judged(bundle)), show(case.verdict)))
@@ -507,7 +518,7 @@ def test_scope_condition_mode_and_gates_switch_a_rule(name: str) -> None:
     base, action = case._policy(), case._action()
 
     def outcome(**changes: Any) -> tuple[Any, ...]:
-        verdict = case.judged(Bundle([one({**base, **changes})]))
+        verdict = case.judged(_bundle({**base, **changes}))
         return verdict.outcome, verdict.reservations
 
     silent = (Outcome.ALLOW, ())
@@ -527,7 +538,5 @@ def test_denials_never_show_arguments() -> None:
     for cases in CASES.values():
         for case in cases:
             secret = {"args": {"iban": "DE89370400440532013000"}}
-            verdict = decide(
-                msgspec.structs.replace(case._action(), **secret), case._facts(), Bundle([one(case._policy())])
-            )
+            verdict = decide(msgspec.structs.replace(case._action(), **secret), case._facts(), _bundle(case._policy()))
             assert b"DE89370400440532013000" not in msgspec.json.encode(verdict)

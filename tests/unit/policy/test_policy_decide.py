@@ -377,9 +377,35 @@ def test_ceilings() -> None:
 def test_the_built_in_bundle_only_bounds_what_never_ends() -> None:
     for gate in GATES:
         verdict = decide(Action(kind=gate, name="x", model="m", max_tokens=10), FACTS, builtin())
-        assert (verdict.outcome, verdict.reservations, verdict.hits) == (Outcome.ALLOW, (), ())
+        if gate == "http":
+            assert (verdict.outcome, verdict.category) == (Outcome.DENY, "egress_allowlist")
+        else:
+            assert (verdict.outcome, verdict.reservations, verdict.hits) == (Outcome.ALLOW, (), ())
     long = msgspec.structs.replace(FACTS, counters={"steps": 10_000})
     assert decide(Action(kind="step", name="x"), long, builtin()).outcome is Outcome.TERMINATE
+
+
+@pytest.mark.parametrize(
+    ("rules", "reachable"),
+    [
+        ([], False),
+        ([{}], True),
+        ([{"with": {"hosts": ["else.example"]}}], False),
+        ([{"mode": "shadow"}], False),
+        ([{"scope": {"agent": "nobody"}}], False),
+        ([{"when": "action.method == 'POST'"}], False),
+        ([{"when": "action.method == 'GET'"}], True),
+        ([{"when": "action.args.absent > 1"}], False),
+        ([{"with": {"hosts": ["else.example"]}, "on_breach": "warn"}], True),
+        ([{}, {"with": {"hosts": ["else.example"]}}], False),
+        ([{"scope": {"agent": "nobody"}}, {}], True),
+    ],
+)
+def test_nothing_is_reachable_unless_a_list_says_so(rules: list[dict[str, Any]], reachable: bool) -> None:
+    action = Action(kind="http", name="GET api.example", host="api.example", method="GET", path="/")
+    base = {"category": "egress_allowlist", "with": {"hosts": ["api.example"]}}
+    verdict = decide(action, FACTS, Bundle([one({"id": f"r{at}", **base, **rule}) for at, rule in enumerate(rules)]))
+    assert verdict.allowed is reachable
 
 
 def test_every_pair_of_verdicts_is_ordered() -> None:
