@@ -69,6 +69,8 @@ class PolicySettings(Section, frozen=True, kw_only=True):
     """Which policies are in force."""
 
     files: Annotated[tuple[Path, ...], kinds.PATHS, "policy files, in order; none: the built-in bundle"] = ()
+    require_signed: Annotated[bool, kinds.BOOLEAN, "refuse policy files that no trusted key has signed"] = False
+    trusted_keys: Annotated[tuple[Path, ...], kinds.PATHS, "public keys that may sign policy files"] = ()
 
 
 class ConnectorSettings(Section, frozen=True, kw_only=True):
@@ -100,6 +102,15 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     """What belongs to one tenant. The top level is the default tenant's."""
 
     connectors: Annotated[dict[str, ConnectorSettings], kinds.table(ConnectorSettings), "by name"] = {}
+    policies: Annotated[tuple[Path, ...], kinds.PATHS, "policy files that tighten the organisation's"] = ()
+
+
+class AgentSettings(Section, frozen=True, kw_only=True):
+    """What is set for one agent, by the name that its author gave it."""
+
+    policies: Annotated[
+        tuple[Path, ...], kinds.PATHS, "policy files that tighten the organisation's and the tenant's"
+    ] = ()
 
 
 class PrincipalSettings(Section, frozen=True, kw_only=True):
@@ -173,6 +184,7 @@ class Settings(Section, frozen=True, kw_only=True):
     egress: EgressSettings = EgressSettings()
     connectors: dict[str, ConnectorSettings] = {}
     tenants: dict[str, TenantSettings] = {}
+    agents: dict[str, AgentSettings] = {}
     principals: dict[str, PrincipalSettings] = {}
     file: Path | None = None
     """The file that was read."""
@@ -201,6 +213,7 @@ PLAIN: dict[str, type[Section]] = {
 NAMED: dict[str, type[Section]] = {
     "connectors": ConnectorSettings,
     "tenants": TenantSettings,
+    "agents": AgentSettings,
     "principals": PrincipalSettings,
 }
 """Sections with a table for each name."""

@@ -127,6 +127,18 @@ def _number_text(value: str, base: Path) -> float:
         raise ValueError(f"{value!r}; write a number above 0") from None
 
 
+def _boolean(value: Any, base: Path) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r}; write true or false")
+    return value
+
+
+def _boolean_text(value: str, base: Path) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError(f"{value!r}; write true or false")
+    return value == "true"
+
+
 def _price(value: Any, base: Path) -> int:
     try:
         nano = Decimal(str(value)) * 1000
@@ -215,6 +227,7 @@ TEXTS = Kind("list of texts", _texts, _texts_text, _list)
 PATHS = Kind("list of paths", _paths, _paths_text, _list)
 DURATION = Kind("duration", duration, duration, write_duration)
 SIZE = Kind("size", size, size, write_size)
+BOOLEAN = Kind("true or false", _boolean, _boolean_text, lambda value: str(value).lower())
 NUMBER = Kind("number", _number, _number_text)
 PRICE = Kind("dollars", _price, None)
 SHA256 = Kind("hex digits", _sha256, None)

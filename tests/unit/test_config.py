@@ -101,7 +101,7 @@ def test_each_value_knows_where_it_comes_from() -> None:
 def test_every_plain_key_has_a_variable_that_overrides_it() -> None:
     samples = {
         "duration": "9s", "size": "9MiB", "whole number": "99", "number": "0.5", "two uids": "7-8",
-        "list of paths": "x.yaml, y.yaml", "list of texts": "a, b",
+        "list of paths": "x.yaml, y.yaml", "list of texts": "a, b", "true or false": "true",
     }  # fmt: skip
     named = config.variables()
     assert {section for section, _ in named.values()} == set(config.PLAIN)
@@ -127,6 +127,7 @@ def test_every_plain_key_has_a_variable_that_overrides_it() -> None:
         ("[sandbox]\npids = true\n", [":2", "write a whole number from 1"]),
         ("[sandbox]\nuid_range = [0, 5]\n", [":2", "two uids above 0"]),
         ("[policy]\nfiles = 'a.yaml'\n", [":2", "write a list of texts"]),
+        ("[policy]\nrequire_signed = 1\n", [":2", "write true or false"]),
         ("store = 1\n", [":1", "write a table [store]"]),
         ("connectors = 1\n", [":1", "write tables [connectors.NAME]"]),
         ("[connectors.a]\neffect = 'pure'\n", [":1", "exactly one of call, url and mcp and has none"]),

@@ -26,6 +26,7 @@ PROFILES = Path(__file__).parent / "profiles"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=128)]
 Scoped = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Word = Literal["warn", "redact", "throttle", "require_approval", "deny", "terminate"]
+Lower = Literal["tenant", "agent", "run"]
 _STRICT = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
 
@@ -74,6 +75,14 @@ class Policy(BaseModel):
     approval: ApprovalParams | None = Field(
         default=None, description="who is asked, with `on_breach: require_approval`"
     )
+    in_flight: Literal["pin", "next-step", "immediate"] = Field(
+        default="pin",
+        description="what a change means for runs in flight: `pin`: nothing; `next-step`: it is in force for what is "
+        "decided from then on; `immediate`: what is under way is decided again, too",
+    )
+    loosened_by: tuple[Lower, ...] = Field(
+        default=(), description="layers below (tenant, agent, run) that may loosen it under the same id"
+    )
 
 
 class PolicyFile(BaseModel):
@@ -85,6 +94,9 @@ class PolicyFile(BaseModel):
     profiles: tuple[str, ...] = Field(default=(), description="profiles whose policies apply as well")
     profile_level: Literal["strict", "warn"] = Field(
         default="strict", description="warn: the profiles' rules are in shadow, and what they lack is only said by lint"
+    )
+    opened_by: dict[Literal["egress_allowlist", "break_glass"], tuple[Lower, ...]] = Field(
+        default={}, description="layers below that may add a rule of a category that opens something"
     )
     policies: tuple[Policy, ...] = Field(default=(), description="the rules")
 
@@ -125,6 +137,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
             result["description"] = policy.description
         if policy.approval is not None:
             result["approval"] = policy.approval.model_dump(mode="json")
+        if policy.in_flight != "pin":
+            result["in_flight"] = policy.in_flight
         return result
 
 

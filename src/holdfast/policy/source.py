@@ -78,14 +78,22 @@ def read(path: Path) -> Document:
     Raises:
         PolicyFileError: missing, unreadable, too large, not YAML, a key given twice.
     """
+    return parse(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a policy file, and one more than there may be where it is too large.
+
+    Raises:
+        PolicyFileError: missing or unreadable.
+    """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise PolicyFileError(f"{path}: the policy file does not exist; correct the path, or leave it out") from None
     except OSError as error:
         raise PolicyFileError(f"{path}: the policy file cannot be read: {error.strerror}") from None
-    return parse(data, str(path))
 
 
 def parse(data: bytes, file: str) -> Document:
