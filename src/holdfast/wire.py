@@ -147,8 +147,7 @@ class Approve(_Message, frozen=True, tag="approve"):
     ttl_us: int = 86_400_000_000
     on_expiry: str = "deny"
     escalate_to: tuple[str, ...] = ()
-    verb: str = "approve"
-    """approve; or declassify: ``what`` is {"label", "reason"}, and the label is off once people have approved."""
+    verb: str = "approve"  # or declassify: ``what`` is then {"label", "reason"}
 
 
 class Ask(_Message, frozen=True, tag="ask"):
