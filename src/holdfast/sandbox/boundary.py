@@ -7,7 +7,6 @@ What differs between levels is what must be signalled; that comes from the regis
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import Callable

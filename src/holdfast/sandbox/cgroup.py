@@ -76,6 +76,15 @@ def members(paths: tuple[Path, ...]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def threads(paths: tuple[Path, ...]) -> tuple[int, ...]:
+    """Ids of all threads in the groups of these directories, as far as the first that can be read tells."""
+    for path in paths:
+        for name in ("tasks", "cgroup.threads"):  # of version 1, and of version 2
+            with contextlib.suppress(OSError):
+                return tuple(map(int, (path / name).read_text().split()))
+    return ()
+
+
 def kill_all(paths: tuple[Path, ...]) -> None:
     """SIGKILL to all processes in the groups of these directories, by ``cgroup.kill`` where there is one."""
     for path in paths:

@@ -109,6 +109,19 @@ def was_killed(home: Path, id: str) -> bool:
     return (home / FOLDER / f"{id}.killed").exists()
 
 
+def _mark_killed(home: Path, id: str) -> None:
+    """A second name of the entry: several times quicker to make than a new file."""
+    entry, mark = (f"{home / FOLDER}/{id}.{kind}" for kind in ("json", "killed"))
+    try:
+        os.link(entry, mark)
+    except (FileNotFoundError, FileExistsError):
+        return
+    except OSError:
+        # A file system without second names.
+        with contextlib.suppress(OSError):
+            Path(mark).touch(mode=0o600)
+
+
 def entries(home: Path) -> list[Entry]:
     """All entries. A file that does not decode is left out: it names no process for certain."""
     found = []
@@ -128,7 +141,8 @@ def end_matching(home: Path, predicate: Callable[[Label], bool], *, seconds: flo
 
     All are signalled before any is waited for. The node that owns them gives back what they held.
     """
-    return _end([entry for entry in entries(home) if here(entry) and predicate(entry.label)], home, seconds)
+    with procs.urgent():
+        return _end([entry for entry in entries(home) if here(entry) and predicate(entry.label)], home, seconds)
 
 
 def reap(home: Path, *, seconds: float = 5.0) -> list[Ended]:
@@ -181,14 +195,22 @@ class _Target:
         """``found``: pids by uid and mark where there is no first process, when they were searched for already."""
         self.entry = entry
         self.paths = tuple(map(Path, entry.cgroups))
-        self.outer = procs.open_pidfd(entry.outer)
+        self.outer: int | None = None
         init = None if entry.init is None else procs.open_pidfd(entry.init)
-        if entry.init is None:
+        if init is not None:
+            self.fds = [init]
+        elif entry.init is not None:
+            self._find_outer()
+            self.fds = [] if self.outer is None else [self.outer]
+        else:
             # Still starting, or a level without a namespace. The launcher alone must not be ended: bubblewrap's child
             # waits for a word of its parent's before it binds itself to the parent's life.
+            self._find_outer()
             self.fds = stragglers(entry) if found is None else _open(entry, found)
-        else:
-            self.fds = [fd for fd in (init if init is not None else self.outer,) if fd is not None]
+
+    def _find_outer(self) -> None:
+        if self.outer is None:
+            self.outer = procs.open_pidfd(self.entry.outer)
 
     def strike(self) -> None:
         """SIGKILL to all of it; does not wait."""
@@ -201,6 +223,13 @@ class _Target:
             cgroup.kill_all(self.paths)
         for fd in self.fds:
             procs.send_kill(fd)
+
+    def hasten(self) -> None:
+        """After every :meth:`strike`: what took time is done now, and nothing else is to hold the end up."""
+        self._find_outer()
+        if self.entry.init is not None:
+            procs.hasten([self.entry.init.pid], first=True)
+            procs.hasten(cgroup.threads(self.paths))
 
     def gone(self, deadline: float) -> bool:
         """Wait until nothing is left, at most until ``deadline`` (monotonic)."""
@@ -245,11 +274,12 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
             found = search(without) if without else {}
             for entry in entries:
                 targets.append(_Target(entry, found.get(entry.id)))
-                with contextlib.suppress(OSError):
-                    (home / FOLDER / f"{entry.id}.killed").touch(mode=0o600)
+                _mark_killed(home, entry.id)
             # All signals in one go: what dies competes for the processor with whoever prepares the next signal.
             for target in targets:
                 target.strike()
+            for target in targets:
+                target.hasten()
         ended = []
         for target in targets:
             gone = target.gone(started + seconds)
