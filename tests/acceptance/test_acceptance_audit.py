@@ -202,14 +202,14 @@ def rewrite(home: Path, stream: str, seq: int, change: Callable[[Event], Event])
 
 def relink(home: Path, tenant: str, start: int = 0) -> None:
     """Make all links, hashes and rows of a tenant's log agree with its bodies: the perfect forgery of a database."""
-    heads: dict[str, tuple[int, str]] = {}
+    heads: dict[str, tuple[int, str, int]] = {}
     edge = b""
     with closing(sqlite3.connect(home / "holdfast.db")) as connection, connection:
         found = connection.execute("SELECT rowid, body FROM events WHERE tenant = ? ORDER BY idx", (tenant,)).fetchall()
         connection.execute("UPDATE events SET idx = -idx - 1, seq = -seq WHERE tenant = ?", (tenant,))
         for index, (rowid, data) in enumerate(found):
             event = decode(data)
-            seq, prev = heads.get(event.stream, (0, "0" * 64))
+            seq, prev, before = heads.get(event.stream, (0, "0" * 64, -1))
             event = type(event)(
                 **{
                     **{f: getattr(event, f) for f in event.__struct_fields__},
@@ -220,14 +220,17 @@ def relink(home: Path, tenant: str, start: int = 0) -> None:
             )
             data = encode(event)
             edge = frontier.push(edge, bytes.fromhex(leaf(data)))
-            heads[event.stream] = (seq + 1, leaf(data))
+            heads[event.stream] = (seq + 1, leaf(data), index)
             values = [leaf(data) if name == "leaf" else getattr(event, name) for name in COLUMNS]
             sets = ", ".join(f"{name} = ?" for name in COLUMNS)
             connection.execute(
-                f"UPDATE events SET idx = ?, body = ?, {sets} WHERE rowid = ?", (index, data, *values, rowid)
+                f"UPDATE events SET idx = ?, before = ?, body = ?, {sets} WHERE rowid = ?",
+                (index, before, data, *values, rowid),
             )
-        for stream, (seq, head) in heads.items():
-            connection.execute("UPDATE streams SET seq = ?, head = ? WHERE stream = ?", (seq, head, stream))
+        for stream, (seq, head, tail) in heads.items():
+            connection.execute(
+                "UPDATE streams SET seq = ?, head = ?, tail = ? WHERE stream = ?", (seq, head, tail, stream)
+            )
         connection.execute("UPDATE tenants SET log_size = ?, frontier = ? WHERE name = ?", (len(found), edge, tenant))
 
 
@@ -347,7 +350,7 @@ def test_an_inserted_event_is_named(home: Path) -> None:
     marks = ", ".join("?" * (len(COLUMNS) + 3))
     sql(
         home,
-        f"INSERT INTO events (tenant, idx, body, {', '.join(COLUMNS)}) VALUES ({marks})",
+        f"INSERT INTO events (before, tenant, idx, body, {', '.join(COLUMNS)}) VALUES (0, {marks})",
         "default", size, data, *values,
     )  # fmt: skip
     assert [finding.code for finding in named(checked(home), "run-a", 12)] == ["event.extra"]
@@ -359,7 +362,7 @@ def test_an_inserted_event_is_named(home: Path) -> None:
 def test_an_event_put_outside_the_log_is_named(home: Path, index: int) -> None:
     sql(
         home,
-        f"INSERT INTO events (tenant, idx, body, {', '.join(COLUMNS)}) SELECT tenant, ?, body, 'run-q', "
+        f"INSERT INTO events (before, tenant, idx, body, {', '.join(COLUMNS)}) SELECT 0, tenant, ?, body, 'run-q', "
         f"{', '.join(COLUMNS[1:])} FROM events WHERE stream = 'run-a' AND seq = 2",
         index,
     )
@@ -504,7 +507,8 @@ def test_a_removed_payload_is_named(home: Path) -> None:
 def test_an_inserted_payload_is_named(home: Path) -> None:
     sql(
         home,
-        "INSERT INTO payloads (tenant, commitment, key_id, ciphertext) SELECT tenant, ?, key_id, ciphertext "
+        "INSERT INTO payloads (tenant, idx, role, commitment, key_id, ciphertext) "
+        "SELECT tenant, idx, 'other', ?, key_id, ciphertext "
         "FROM payloads WHERE tenant = 'acme' LIMIT 1",
         "ab" * 32,
     )
@@ -513,7 +517,7 @@ def test_an_inserted_payload_is_named(home: Path) -> None:
 
 def test_a_payload_moved_to_another_tenant_is_named(home: Path) -> None:
     commitment = payload_of(home, "run-b", 4, "result")
-    sql(home, "UPDATE payloads SET tenant = 'default' WHERE commitment = ?", commitment)
+    sql(home, "UPDATE payloads SET tenant = 'default', idx = 500 WHERE commitment = ?", commitment)
     found = {(f.code, f.tenant, f.payload) for f in checked(home).findings}
     assert found == {("payload.missing", "acme", commitment), ("payload.extra", "default", commitment)}
 

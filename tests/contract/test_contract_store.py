@@ -162,6 +162,25 @@ class TestStreams:
         assert store.stream("r2") is None
         assert store.events("r2") == []
 
+    def test_streams_of_one_log_are_read_apart_and_from_anywhere(self, store: SqlStore) -> None:
+        seed(store, "r1", "r2")
+        for _ in range(3):
+            done(store, append("r2", draft(), draft()), append("r1"))
+        for stream, last in (("r1", 4), ("r2", 7)):
+            for start in range(-1, last + 3):
+                assert [one.seq for one in store.events(stream, start=start)] == list(range(max(start, 1), last + 1))
+
+    def test_a_stream_with_a_gap_is_an_error_and_not_a_shorter_stream(self, store: SqlStore) -> None:
+        seed(store, "r1")
+        done(store, append(), append(), append())
+        store._write(lambda run: run("DELETE FROM events WHERE stream = 'r1' AND seq = 2", ()))
+        with pytest.raises(StoreError, match="event 2 of r1 is missing"):
+            store.events("r1")
+        assert [one.seq for one in store.events("r1", start=3)] == [3, 4]
+        store._write(lambda run: run("DELETE FROM events WHERE stream = 'r1' AND seq = 4", ()))
+        with pytest.raises(StoreError, match="event 4 of r1 is missing"):
+            store.events("r1", start=4)
+
     def test_what_is_answered_is_what_is_stored(self, store: SqlStore) -> None:
         seed(store, "r1")
         (result,) = done(store, append("r1", draft("intent", args=b"1"), draft("outcome")))
@@ -635,6 +654,19 @@ class TestPayloads:
         (result,) = done(store, append("r1", draft(result=b"mine")))
         with pytest.raises(StoreError):
             store.payload("other", result.events[0].payloads["result"])
+
+    def test_a_payload_is_found_without_its_event_and_where_it_was_moved_to(
+        self, store: SqlStore, opener: Opener
+    ) -> None:
+        seed(store, "r1")
+        (one, two) = done(store, append("r1", draft(a=b"1", b=b"2")), append("r1", draft(a=b"3")))
+        wanted = {**dict(zip(one.events[0].payloads.values(), (b"1", b"2"), strict=True))}
+        wanted[two.events[0].payloads["a"]] = b"3"
+        assert opener().payloads("acme", list(wanted)) == wanted
+        other = opener()
+        assert other.events("r1") == store.events("r1")
+        store._write(lambda run: run("UPDATE payloads SET idx = idx + 100", ()))
+        assert other.payloads("acme", list(wanted)) == wanted
 
     @pytest.mark.parametrize(
         "damage",

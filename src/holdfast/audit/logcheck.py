@@ -102,7 +102,7 @@ class LogCheck:
         if wrong or event is None:
             self._damaged(event, row, wrong)
         else:
-            self._follows(event, hexleaf)
+            self._follows(event, hexleaf, row.before)
         return event
 
     def unreadable(self, index: int) -> None:
@@ -159,7 +159,7 @@ class LogCheck:
             if other == name and seq == stream.seq + 1:
                 stream.seq, stream.index, stream.kind = seq, index, kind
 
-    def _follows(self, event: Event, leaf: str) -> None:
+    def _follows(self, event: Event, leaf: str, before: int) -> None:
         stream = self._streams.get(event.stream)
         if stream is None:
             stream = self._streams[event.stream] = _Stream()
@@ -170,6 +170,9 @@ class LogCheck:
             self._event("event.extra", event, f"its stream has reached event {stream.seq} before it")
         elif event.prev != stream.leaf and stream.sound:
             self._unlinked(event, stream)
+        elif before != stream.index and stream.sound:
+            text = f"its column before says {before!r}, the event before it in its stream has place {stream.index}"
+            self._event("event.columns", event, text)
         if event.epoch < stream.epoch:
             self._event("event.epoch", event, f"it was written under epoch {event.epoch}, after epoch {stream.epoch}")
         slack = _slack(event.clock_error) + _slack(stream.clock_error) + STAMP_US
@@ -201,6 +204,9 @@ class LogCheck:
             self._of(stream, name, "event.extra", f"its stream's row counts {row.seq} events: it was inserted")
         elif stream.sound and row.head != stream.leaf:
             self._of(stream, name, "event.chain", "its stream's row holds another hash of it: it was changed")
+        elif stream.sound and row.tail != stream.index:
+            text = f"its row says that its last event has place {row.tail} in the log; it has {stream.index}"
+            self._of(stream, name, "stream.row", text)
         if stream.sound and row.seq == stream.seq and row.epoch < stream.epoch:
             text = f"the stream's row says epoch {row.epoch}, its last event {stream.epoch}"
             self._of(stream, name, "stream.row", text)

@@ -9,6 +9,7 @@ import msgspec
 from holdfast.audit.report import Counts, Finding
 from holdfast.audit.rows import Rows
 from holdfast.errors import StoreError
+from holdfast.journal.columns import PayloadRow
 from holdfast.journal.event import Event, decode
 from holdfast.journal.evidence import Evidence
 
@@ -25,78 +26,69 @@ class PayloadCheck:
         self._counts = counts
         self._present = 0
         self._reasons: set[str] = set()
+        self._misplaced: set[str] = set()
 
     def feed(self, events: Sequence[Event]) -> dict[str, bytes]:
         """Check what a page of events commits to; gives the payloads that could be read, by commitment."""
-        wanted = [commitment for event in events for commitment in event.payloads.values()]
-        if not wanted:
-            return {}
-        try:
-            values = self._store.payloads(self.tenant, wanted)
-            reasons: dict[str, str] = {}
-        except (StoreError, TypeError, ValueError):
-            values, reasons = self._one_by_one(wanted)
-        self._counts.payloads += len(wanted)
-        self._present += len(values)
-        absent = {commitment for commitment in wanted if commitment not in values}
-        if absent:
-            self._explain(events, absent, reasons)
+        values: dict[str, bytes] = {}
+        events = [event for event in events if event.payloads]
+        if not events:
+            return values
+        rows = self._store.sealed(self.tenant, events)
+        for event in events:
+            self._counts.payloads += len(event.payloads)
+            for role, commitment in event.payloads.items():
+                row = rows.get(commitment)
+                if row is None:
+                    self._add("payload.missing", f"its {role} is gone and was not erased", event, commitment)
+                elif (value := self._held(event, role, row)) is not None:
+                    values[commitment] = value
         return values
 
     def extra(self) -> None:
         """Name payloads that no event commits to. After the last page."""
         if self._store.payload_count(self.tenant) == self._present:
             return
-        rows: list[bytes | str] = []
-        after = ""
+        orphans: set[tuple[int, str, bytes | str]] = set()
+        after = (-(1 << 63), "")
         while page := self._store.payload_names(self.tenant, after=after, limit=_PAGE):
-            rows += [_short(name) for name in page]
-            after = page[-1]
+            orphans.update((index, role, _short(name)) for index, role, name in page)
+            after = page[-1][:2]
         # Read after the payloads: what was committed meanwhile finds its event.
-        orphans = set(rows)
         for events in Rows(self._store, self.tenant).pages(1 << 62):
             for row in events:
                 try:
-                    orphans.difference_update(_short(name) for name in decode(row.body).payloads.values())
+                    event = decode(row.body)
                 except (msgspec.DecodeError, ValueError, RecursionError):
                     continue
-        for orphan in sorted(map(_long, orphans)):
+                orphans.difference_update((event.index, role, _short(name)) for role, name in event.payloads.items())
+        for orphan in sorted({_long(short) for _, _, short in orphans} - self._misplaced):
             self._add(
                 "payload.extra", "no event commits to it: it was inserted, or its event was changed", None, orphan
             )
 
-    def _one_by_one(self, wanted: Sequence[str]) -> tuple[dict[str, bytes], dict[str, str]]:
-        values: dict[str, bytes] = {}
-        reasons: dict[str, str] = {}
-        for commitment in wanted:
-            try:
-                value = self._store.payload(self.tenant, commitment)
-            except (StoreError, TypeError, ValueError) as error:
-                reasons[commitment] = str(error)
-            else:
-                if value is not None:
-                    values[commitment] = value
-        return values, reasons
-
-    def _explain(self, events: Sequence[Event], absent: set[str], reasons: dict[str, str]) -> None:
-        states = self._store.payload_states(self.tenant, sorted(absent))
-        for event in events:
-            for role, commitment in event.payloads.items():
-                if commitment in absent:
-                    self._absent(event, role, commitment, states.get(commitment), reasons.get(commitment, ""))
-
-    def _absent(self, event: Event, role: str, commitment: str, state: str | None, reason: str) -> None:
-        if state is not None:
-            self._present += 1
+    def _held(self, event: Event, role: str, row: PayloadRow) -> bytes | None:
+        self._present += 1
+        state, commitment = row.state, row.commitment
+        if (row.idx, row.role) != (event.index, role):
+            self._misplaced.add(commitment)
+            text = f"the row of its {role} says that it is the {row.role} of event {row.idx} of the log"
+            self._add("payload.changed", text, event, commitment)
         if state == "erased":
             self._counts.erased += 1
-        elif state is None:
-            self._add("payload.missing", f"its {role} is gone and was not erased", event, commitment)
         elif state == "lost":
             self._add(
                 "payload.missing", f"the key of its {role} is gone and no erasure is on record", event, commitment
             )
-        elif commitment[:16] in reason:
+        else:
+            try:
+                return self._store.opened(self.tenant, row)
+            except (StoreError, TypeError, ValueError) as error:
+                self._unreadable(event, role, commitment, str(error))
+        return None
+
+    def _unreadable(self, event: Event, role: str, commitment: str, reason: str) -> None:
+        if commitment[:16] in reason:
             self._add("payload.changed", f"its {role} was changed: {reason}", event, commitment)
         elif reason not in self._reasons:
             # A key that cannot be used is one finding, however many payloads were sealed with it.

@@ -14,11 +14,14 @@ from holdfast.journal.rows import StreamRow
 
 STREAM = (
     "stream, tenant, region, kind, agent, workflow, root, parent, depth, principal, auth, deployment, created_at, "
-    "status, epoch, owner, seq, head, ready_at, replay_from"
+    "status, epoch, owner, seq, head, tail, ready_at, replay_from"
 )
 LEDGER = "key, kind, reserved, settled, ceiling, tat, holders"
 INBOX = "tenant, stream, kind, data, key_id, ciphertext, principal, auth, at"
-EVENT = "tenant, idx, stream, seq, kind, at, clock_error, node, epoch, witness, principal, auth, prev, leaf, body"
+EVENT = (
+    "tenant, idx, stream, seq, kind, at, clock_error, node, epoch, witness, principal, auth, prev, leaf, before, body"
+)
+PAYLOAD = "tenant, idx, role, commitment, key_id, ciphertext"
 
 
 _holders: msgspec.json.Decoder[dict[str, int]] = msgspec.json.Decoder(dict[str, int])
@@ -41,16 +44,29 @@ class EventRow(NamedTuple):
     auth: str
     prev: str
     leaf: str
+    before: int
     body: bytes
 
 
 class PayloadRow(NamedTuple):
-    """A row of ``payloads``. ``erased``: its key was destroyed."""
+    """A row of ``payloads``, with the key that it was sealed with as it stands in ``tenant_keys``."""
 
+    idx: int
+    """Place in the log of the event that commits to it."""
+    role: str
     commitment: str
     key_id: str
     ciphertext: bytes
-    erased: bool
+    wrapped: bytes | None
+    """None: the key was destroyed or is not there."""
+    erased_at: int | None
+
+    @property
+    def state(self) -> str:
+        """``held``, ``erased``, or ``lost``: its key is gone and no erasure is on record."""
+        if self.wrapped is not None:
+            return "held"
+        return "lost" if self.erased_at is None else "erased"
 
 
 def stream_row(row: Sequence[Any]) -> StreamRow:
@@ -95,6 +111,7 @@ def stream_line(row: StreamRow) -> tuple[Any, ...]:
         row.owner,
         row.seq,
         row.head,
+        row.tail,
         row.ready_at,
         row.replay_from,
     )

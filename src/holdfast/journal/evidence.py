@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 import msgspec
 
-from holdfast.journal.columns import as_bytes
-from holdfast.journal.reading import Reader
+from holdfast.journal.columns import PayloadRow, as_bytes
+from holdfast.journal.event import Event
+from holdfast.journal.reading import WALK, Reader
 
 _CHUNK = 400
 """Parameters of one IN list, at most."""
@@ -22,6 +24,8 @@ class StreamHead(msgspec.Struct, frozen=True):
     seq: int
     head: str
     """Leaf (hex) of the latest event."""
+    tail: int
+    """Place of the latest event in the log."""
 
 
 class Evidence(Reader):
@@ -43,53 +47,48 @@ class Evidence(Reader):
         """Size and frontier of a tenant's log, and what its streams' rows say, all as of one moment."""
         # One statement sees one state of the database, whatever is committed meanwhile.
         rows = self._query(
-            "SELECT '' AS stream, '' AS status, 0 AS epoch, log_size AS seq, '' AS head, frontier FROM tenants "
-            "WHERE name = ? UNION ALL SELECT stream, status, epoch, seq, head, NULL FROM streams WHERE tenant = ?",
+            "SELECT '' AS stream, '' AS status, 0 AS epoch, log_size AS seq, '' AS head, 0 AS tail, frontier "
+            "FROM tenants WHERE name = ? "
+            "UNION ALL SELECT stream, status, epoch, seq, head, tail, NULL FROM streams WHERE tenant = ?",
             (tenant, tenant),
         )
-        size, edge = next(((row[3], as_bytes(row[5])) for row in rows if row[5] is not None), (0, b""))
-        return size, edge, [StreamHead(*row[:5]) for row in rows if row[5] is None]
+        size, edge = next(((row[3], as_bytes(row[6])) for row in rows if row[6] is not None), (0, b""))
+        return size, edge, [StreamHead(*row[:6]) for row in rows if row[6] is None]
 
-    def bodies(self, streams: Sequence[str], kinds: Sequence[str]) -> list[tuple[str, int, bytes]]:
-        """Events of these kinds, by stream and in order: (stream, sequence number, canonical bytes)."""
+    def bodies(self, streams: Sequence[str]) -> list[tuple[str, int, bytes]]:
+        """The events of some streams, in the order of their numbers: (stream, sequence number, canonical bytes)."""
         found: list[tuple[str, int, bytes]] = []
         for start in range(0, len(streams), _CHUNK):
             part = streams[start : start + _CHUNK]
-            marks, wanted = ", ".join("?" * len(part)), ", ".join("?" * len(kinds))
-            rows = self._query(
-                f"SELECT stream, seq, body FROM events WHERE stream IN ({marks}) AND kind IN ({wanted}) "  # noqa: S608
-                "ORDER BY stream, seq",
-                (*part, *kinds),
-            )
+            walk = WALK.format(f"IN ({', '.join('?' * len(part))})")
+            rows = self._query(f"{walk} SELECT stream, seq, body FROM walk WHERE body IS NOT NULL", (*part, 1, 1))  # noqa: S608
             found += [(row[0], row[1], as_bytes(row[2])) for row in rows]
-        return found
+        return sorted(found, key=itemgetter(1))
+
+    def payloads_at(self, tenant: str, places: Mapping[str, int]) -> dict[str, bytes]:
+        """Payloads by commitment, given the index of the event that commits to each; what was erased is left out.
+
+        Raises:
+            StoreError: one cannot be decrypted.
+        """
+        rows = self._payloads_in(tenant, "idx", set(places.values()))
+        return {row.commitment: self.opened(tenant, row) for row in rows if row.wrapped and row.commitment in places}
 
     def payload_count(self, tenant: str) -> int:
         """Rows of ``payloads`` of a tenant."""
         return int(self._query("SELECT count(*) FROM payloads WHERE tenant = ?", (tenant,))[0][0])
 
-    def payload_states(self, tenant: str, commitments: Sequence[str]) -> dict[str, str]:
-        """How the payloads stand that have a row: ``held``, ``erased`` (by :meth:`erase`), or ``lost`` (their key is
-        gone and no erasure is on record).
-        """
-        found: dict[str, str] = {}
-        for start in range(0, len(commitments), _CHUNK):
-            part = commitments[start : start + _CHUNK]
-            marks = ", ".join("?" * len(part))
-            rows = self._query(
-                "SELECT p.commitment, CASE WHEN k.wrapped IS NOT NULL THEN 'held' "  # noqa: S608
-                "WHEN k.erased_at IS NOT NULL THEN 'erased' ELSE 'lost' END "
-                "FROM payloads p LEFT JOIN tenant_keys k ON k.tenant = p.tenant AND k.id = p.key_id "
-                f"WHERE p.tenant = ? AND p.commitment IN ({marks})",
-                (tenant, *part),
-            )
-            found.update(rows)
-        return found
+    def sealed(self, tenant: str, events: Sequence[Event]) -> dict[str, PayloadRow]:
+        """The rows of what these events commit to, by commitment, wherever they stand; what has no row is left out."""
+        self._remember(events)
+        return self._payload_rows(tenant, [name for event in events for name in event.payloads.values()])
 
-    def payload_names(self, tenant: str, *, after: str = "", limit: int = 1000) -> list[str]:
-        """Commitments that have a row, in order, from the first one after ``after`` on."""
-        rows = self._query(
-            "SELECT commitment FROM payloads WHERE tenant = ? AND commitment > ? ORDER BY commitment LIMIT ?",
-            (tenant, after, limit),
+    def payload_names(
+        self, tenant: str, *, after: tuple[int, str] = (-(1 << 63), ""), limit: int = 1000
+    ) -> list[tuple[int, str, str]]:
+        """(index of the event, role, commitment) of the rows of ``payloads``, in order, from after ``after`` on."""
+        return self._query(
+            "SELECT idx, role, commitment FROM payloads WHERE tenant = ? AND (idx, role) > (?, ?) "
+            "ORDER BY idx, role LIMIT ?",
+            (tenant, *after, limit),
         )
-        return [row[0] for row in rows]

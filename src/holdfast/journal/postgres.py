@@ -60,6 +60,7 @@ class PostgresStore(SqlStore):
         self._dsn = url
         self.url = _without_password(url)
         self.keyring = keyring
+        self._places: dict[str, int] = {}
         self.heads: dict[str, bytes] = {}
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()

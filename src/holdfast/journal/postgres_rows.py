@@ -10,7 +10,17 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.journal.base import Append, LedgerRow
-from holdfast.journal.columns import EVENT, INBOX, LEDGER, STREAM, ledger_line, ledger_row, stream_line, stream_row
+from holdfast.journal.columns import (
+    EVENT,
+    INBOX,
+    LEDGER,
+    PAYLOAD,
+    STREAM,
+    ledger_line,
+    ledger_row,
+    stream_line,
+    stream_row,
+)
 from holdfast.journal.payloads import Keyring, TenantKey
 from holdfast.journal.rows import StreamRow, TenantRow
 from holdfast.journal.transaction import Transaction
@@ -27,6 +37,7 @@ def _marks(columns: str) -> str:
 
 
 _INSERT_EVENT = f"INSERT INTO events ({EVENT}) VALUES ({_marks(EVENT)})"  # noqa: S608
+_INSERT_PAYLOAD = f"INSERT INTO payloads ({PAYLOAD}) VALUES ({_marks(PAYLOAD)})"  # noqa: S608
 _INSERT_STREAM = f"INSERT INTO streams ({STREAM}) VALUES ({_marks(STREAM)})"  # noqa: S608
 _INSERT_INBOX = f"INSERT INTO inbox ({INBOX}) VALUES ({_marks(INBOX)})"  # noqa: S608
 _INSERT_LEDGER = f"INSERT INTO ledger ({LEDGER}) VALUES ({_marks(LEDGER)})"  # noqa: S608
@@ -176,16 +187,16 @@ def send(run: psycopg.Cursor[Any], step: Transaction, rows: Loaded) -> None:
     )
     many(_INSERT_STREAM, [stream_line(row) for row in step.created.values()])
     many(_INSERT_EVENT, step.events)
-    many("INSERT INTO payloads (tenant, commitment, key_id, ciphertext) VALUES (%s, %s, %s, %s)", step.payloads)
+    many(_INSERT_PAYLOAD, step.payloads)
     many(
-        "UPDATE streams SET seq = %s, head = %s WHERE stream = %s",
-        [(row.seq, row.head, name) for name, row in step.touched.items()],
+        "UPDATE streams SET seq = %s, head = %s, tail = %s WHERE stream = %s",
+        [(row.seq, row.head, row.tail, name) for name, row in step.touched.items()],
     )
     many(
-        "UPDATE streams SET status = %s, owner = %s, seq = %s, head = %s, ready_at = %s, replay_from = %s "
+        "UPDATE streams SET status = %s, owner = %s, seq = %s, head = %s, tail = %s, ready_at = %s, replay_from = %s "
         "WHERE stream = %s",
         [
-            (row.status, row.owner, row.seq, row.head, row.ready_at, row.replay_from, name)
+            (row.status, row.owner, row.seq, row.head, row.tail, row.ready_at, row.replay_from, name)
             for name, row in step.moved.items()
         ],
     )

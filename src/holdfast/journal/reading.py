@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -30,6 +32,15 @@ from holdfast.journal.payloads import Keyring, secret_context
 _objects: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 _CHUNK = 400
 """Parameters of one IN list, at most."""
+_MOST_PLACES = 100_000
+"""Places of payloads kept in memory, at most."""
+WALK = """WITH RECURSIVE walk(tenant, stream, seq, place, body) AS (
+SELECT tenant, stream, seq + 1, tail, (SELECT body FROM events WHERE 1 = 0) FROM streams WHERE stream {} AND seq >= ?
+UNION ALL SELECT e.tenant, e.stream, e.seq, e.before, e.body FROM walk w JOIN events e
+ON e.tenant = w.tenant AND e.idx = w.place WHERE w.seq > ? AND e.stream = w.stream AND e.seq = w.seq - 1)"""
+"""Streams from their latest event back to a sequence number (given twice). The first row of each is no event: its
+``seq`` is that of the event to come."""
+_WALK_ONE = WALK.format("= ?") + " SELECT seq, body FROM walk"  # noqa: S608
 
 
 class Reader(ABC):
@@ -37,6 +48,8 @@ class Reader(ABC):
 
     url: str
     keyring: Keyring
+    _places: dict[str, int]
+    """Commitments of events that were read lately, with the events' places in the log."""
 
     @abstractmethod
     def now(self) -> int:
@@ -81,9 +94,24 @@ class Reader(ABC):
         return [stream_row(row).state() for row in self._query(sql, params)]
 
     def events(self, stream: str, *, start: int = 1) -> list[Event]:
-        """A stream's events from sequence number ``start`` on."""
-        rows = self._query("SELECT seq, body FROM events WHERE stream = ? AND seq >= ? ORDER BY seq", (stream, start))
-        return [as_event(body, f"event {seq} of {stream}") for seq, body in rows]
+        """A stream's events from sequence number ``start`` on.
+
+        Raises:
+            StoreError: one is missing or cannot be read.
+        """
+        start = max(start, 1)
+        found = self._query(_WALK_ONE, (stream, start, start))
+        if not found:
+            return []
+        top, *rows = sorted(found, key=itemgetter(0), reverse=True)
+        if len(rows) != top[0] - start:
+            raise StoreError(
+                f"event {top[0] - len(rows) - 1} of {stream} is missing: the journal was changed. `holdfast audit "
+                "verify` says what else was; restore it from a backup."
+            )
+        events = [as_event(body, f"event {seq} of {stream}") for seq, body in reversed(rows)]
+        self._remember(events)
+        return events
 
     def log(self, tenant: str, *, start: int = 0, limit: int = 1000) -> list[tuple[int, bytes]]:
         """A tenant's log: (index, canonical bytes) in order."""
@@ -127,34 +155,53 @@ class Reader(ABC):
                     f"payload {commitment[:16]}… of tenant {tenant} is gone, though its key was not destroyed: the "
                     "journal was changed. Restore it from a backup."
                 )
-            key_id, ciphertext, wrapped = row
-            if wrapped is not None:
-                key = self.keyring.key(tenant, key_id, bytes(wrapped))
-                found[commitment] = key.open(commitment, as_bytes(ciphertext))
+            if row.wrapped is not None:
+                found[commitment] = self.opened(tenant, row)
         return found
 
-    def payload_rows(self, tenant: str, *, after: str = "", limit: int = 1000) -> list[PayloadRow]:
-        """A tenant's rows of ``payloads``, by commitment, from the first one after ``after`` on."""
-        rows = self._query(
-            "SELECT p.commitment, p.key_id, p.ciphertext, k.wrapped FROM payloads p LEFT JOIN tenant_keys k "
-            "ON k.tenant = p.tenant AND k.id = p.key_id WHERE p.tenant = ? AND p.commitment > ? "
-            "ORDER BY p.commitment LIMIT ?",
-            (tenant, after, limit),
-        )
-        return [PayloadRow(row[0], row[1], as_bytes(row[2]), row[3] is None) for row in rows]
+    def opened(self, tenant: str, row: PayloadRow) -> bytes:
+        """The payload of a row whose key is there.
 
-    def _payload_rows(self, tenant: str, commitments: Sequence[str]) -> dict[str, tuple[str, bytes, bytes | None]]:
-        found: dict[str, tuple[str, bytes, bytes | None]] = {}
-        for start in range(0, len(commitments), _CHUNK):
-            part = commitments[start : start + _CHUNK]
+        Raises:
+            StoreError: it cannot be decrypted (another master key, bytes changed).
+        """
+        assert row.wrapped is not None
+        return self.keyring.key(tenant, row.key_id, as_bytes(row.wrapped)).open(
+            row.commitment, as_bytes(row.ciphertext)
+        )
+
+    def _payload_rows(self, tenant: str, commitments: Sequence[str]) -> dict[str, PayloadRow]:
+        """The rows of payloads: by their events' places where these are known, else by looking at all of them."""
+        wanted = set(commitments)
+        places = {self._places[name] for name in wanted if name in self._places}
+        found = {row.commitment: row for row in self._payloads_in(tenant, "idx", places) if row.commitment in wanted}
+        if len(found) < len(wanted):
+            rest = self._payloads_in(tenant, "commitment", wanted - found.keys())
+            found.update((row.commitment, row) for row in rest)
+        return found
+
+    def _payloads_in(self, tenant: str, column: str, values: Collection[int | str]) -> Iterator[PayloadRow]:
+        ordered = sorted(values)
+        for start in range(0, len(ordered), _CHUNK):
+            part = ordered[start : start + _CHUNK]
             marks = ", ".join("?" * len(part))
             rows = self._query(
-                "SELECT p.commitment, p.key_id, p.ciphertext, k.wrapped FROM payloads p LEFT JOIN tenant_keys k "  # noqa: S608
-                f"ON k.tenant = p.tenant AND k.id = p.key_id WHERE p.tenant = ? AND p.commitment IN ({marks})",
+                "SELECT p.idx, p.role, p.commitment, p.key_id, p.ciphertext, k.wrapped, k.erased_at FROM payloads p "  # noqa: S608
+                "LEFT JOIN tenant_keys k ON k.tenant = p.tenant AND k.id = p.key_id "
+                f"WHERE p.tenant = ? AND p.{column} IN ({marks})",
                 (tenant, *part),
             )
-            found.update((row[0], (row[1], row[2], row[3])) for row in rows)
-        return found
+            yield from map(PayloadRow._make, rows)
+
+    def _remember(self, events: Iterable[Event]) -> None:
+        """Keep in mind where payloads stand: an event says what it commits to, and a commitment not whose it is."""
+        places = self._places
+        for event in events:
+            for commitment in event.payloads.values():
+                places[commitment] = event.index
+        if len(places) > _MOST_PLACES:
+            for oldest in list(islice(places, len(places) // 2)):
+                places.pop(oldest, None)
 
     def inbox(self, stream: str) -> list[InboxItem]:
         """What waits for the owner, oldest first."""
@@ -304,7 +351,8 @@ class Reader(ABC):
     def count(self, *, tenant: str, kind: StreamKind, status: str, limit: int) -> int:
         """How many streams of a tenant have this status; counting stops at ``limit``."""
         rows = self._query(
-            "SELECT COUNT(*) FROM (SELECT 1 AS one FROM streams WHERE tenant = ? AND kind = ? AND status = ? LIMIT ?) c",
+            "SELECT COUNT(*) FROM (SELECT 1 AS one FROM streams WHERE tenant = ? AND kind = ? AND status = ? LIMIT ?) "
+            "AS c",
             (tenant, kind, status, limit),
         )
         return int(rows[0][0])

@@ -16,7 +16,7 @@ FINAL = frozenset({"completed", "failed", "denied", "terminated", "killed", "ref
 class StreamRow:
     """A stream's row. Changed in place once an append is accepted; dropped when its commit fails."""
 
-    __slots__ = ("epoch", "head", "header", "owner", "ready_at", "replay_from", "seq", "status")
+    __slots__ = ("epoch", "head", "header", "owner", "ready_at", "replay_from", "seq", "status", "tail")
 
     def __init__(
         self,
@@ -26,6 +26,7 @@ class StreamRow:
         owner: str = "",
         seq: int = 0,
         head: str = GENESIS,
+        tail: int = -1,
         ready_at: int | None = None,
         replay_from: int = 1,
     ) -> None:
@@ -35,6 +36,7 @@ class StreamRow:
         self.owner = owner
         self.seq = seq
         self.head = head
+        self.tail = tail
         self.ready_at = ready_at
         self.replay_from = replay_from
 

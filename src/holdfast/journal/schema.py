@@ -57,21 +57,27 @@ events = Table(
     _text("auth"),
     _text("prev"),
     _text("leaf"),
+    _number("before"),
     _bytes("body"),
-    UniqueConstraint("stream", "seq", name="uq_events_stream"),
     UniqueConstraint("tenant", "idx", name="uq_events_log"),
 )
-"""``body`` is the event; the other columns repeat parts of it, for people and indexes."""
+"""``body`` is the event; the other columns repeat parts of it, for people and indexes. ``before`` is the ``idx`` of the
+event before it in its stream (-1: the first): a stream is read from its latest event backwards. An index over streams
+would change a page for each of them in each commit."""
 
 payloads = Table(
     "payloads",
     metadata,
     _text("tenant", key=True),
-    _text("commitment", key=True),
+    _number("idx"),
+    _text("role", key=True),
+    _text("commitment"),
     _text("key_id"),
     _bytes("ciphertext"),
-    UniqueConstraint("tenant", "commitment", name="uq_payloads"),
+    UniqueConstraint("tenant", "idx", "role", name="uq_payloads"),
 )
+"""By the event that commits to them, in the order of the log. Commitments are random: an index over them would change
+a page for each payload in each commit."""
 
 tenant_keys = Table(
     "tenant_keys",
@@ -106,6 +112,7 @@ streams = Table(
     _text("owner"),
     _number("seq"),
     _text("head"),
+    _number("tail"),
     Column("ready_at", BigInteger(), nullable=True),
     _number("replay_from"),
     Index("ix_streams_created", "created_at"),
@@ -126,7 +133,7 @@ streams = Table(
     Index("ix_streams_owner", "owner", sqlite_where=text("owner <> ''"), postgresql_where=text("owner <> ''")),
     sqlite_with_rowid=False,
 )
-"""``head`` is the leaf of the latest event."""
+"""``head`` is the leaf of the latest event, ``tail`` its ``idx`` (-1: there is none)."""
 
 tenants = Table(
     "tenants",

@@ -21,6 +21,7 @@ from holdfast.journal.columns import (
     EVENT,
     INBOX,
     LEDGER,
+    PAYLOAD,
     STREAM,
     ledger_line,
     ledger_row,
@@ -48,13 +49,14 @@ def _marks(columns: str) -> str:
 
 
 _INSERT_EVENT = f"INSERT INTO events ({EVENT}) VALUES ({_marks(EVENT)})"  # noqa: S608
-_INSERT_PAYLOAD = "INSERT INTO payloads (tenant, commitment, key_id, ciphertext) VALUES (?, ?, ?, ?)"
+_INSERT_PAYLOAD = f"INSERT INTO payloads ({PAYLOAD}) VALUES ({_marks(PAYLOAD)})"  # noqa: S608
 _INSERT_STREAM = f"INSERT INTO streams ({STREAM}) VALUES ({_marks(STREAM)})"  # noqa: S608
 _INSERT_INBOX = f"INSERT INTO inbox ({INBOX}) VALUES ({_marks(INBOX)})"  # noqa: S608
 _PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({LEDGER}) VALUES ({_marks(LEDGER)})"  # noqa: S608
-_TOUCH_STREAM = "UPDATE streams SET seq = ?, head = ? WHERE stream = ?"
+_TOUCH_STREAM = "UPDATE streams SET seq = ?, head = ?, tail = ? WHERE stream = ?"
 _MOVE_STREAM = (
-    "UPDATE streams SET status = ?, owner = ?, seq = ?, head = ?, ready_at = ?, replay_from = ? WHERE stream = ?"
+    "UPDATE streams SET status = ?, owner = ?, seq = ?, head = ?, tail = ?, ready_at = ?, replay_from = ? "
+    "WHERE stream = ?"
 )
 _SELECT_STREAM = f"SELECT {STREAM} FROM streams WHERE stream = ?"  # noqa: S608
 _SELECT_LEDGER = f"SELECT {LEDGER} FROM ledger WHERE key = ?"  # noqa: S608
@@ -77,6 +79,7 @@ class SqliteStore(SqlStore):
         self._name = os.fspath(path)
         self.url = f"sqlite:///{path}"
         self.keyring = keyring
+        self._places: dict[str, int] = {}
         self.heads: dict[str, bytes] = {}
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
@@ -194,12 +197,12 @@ class SqliteStore(SqlStore):
         if step.payloads:
             many(_INSERT_PAYLOAD, step.payloads)
         if step.touched:
-            many(_TOUCH_STREAM, [(row.seq, row.head, name) for name, row in step.touched.items()])
+            many(_TOUCH_STREAM, [(row.seq, row.head, row.tail, name) for name, row in step.touched.items()])
         if step.moved:
             many(
                 _MOVE_STREAM,
                 [
-                    (row.status, row.owner, row.seq, row.head, row.ready_at, row.replay_from, name)
+                    (row.status, row.owner, row.seq, row.head, row.tail, row.ready_at, row.replay_from, name)
                     for name, row in step.moved.items()
                 ],
             )

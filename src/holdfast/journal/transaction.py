@@ -85,7 +85,7 @@ class Transaction:
         self.rows = rows
         self.now = rows.now()
         self.events: list[tuple[Any, ...]] = []
-        self.payloads: list[tuple[str, str, str, bytes]] = []
+        self.payloads: list[tuple[str, int, str, str, str, bytes]] = []
         self.created: dict[str, StreamRow] = {}
         self.touched: dict[str, StreamRow] = {}
         """Rows of which only ``seq`` and ``head`` changed."""
@@ -242,10 +242,11 @@ class Transaction:
 
     def _write(self, item: Append, row: StreamRow, tenant: TenantRow) -> Appended | Refused:
         name, epoch, node, owner = item.stream, item.epoch, item.node, tenant.name
-        seq, head, index, frontier = row.seq, row.head, tenant.size, tenant.frontier
+        seq, head, before = row.seq, row.head, row.tail
+        index, frontier = tenant.size, tenant.frontier
         events: list[Event] = []
         lines: list[tuple[Any, ...]] = []
-        sealed: list[tuple[str, str, str, bytes]] = []
+        sealed: list[tuple[str, int, str, str, str, bytes]] = []
         for draft in item.drafts:
             seq += 1
             commitments: dict[str, str] = {}
@@ -256,7 +257,7 @@ class Transaction:
                         return _too_large(f"the {role} of {draft.kind}", len(payload), MAX_PAYLOAD)
                     commitment, ciphertext = key.seal(payload)
                     commitments[role] = commitment
-                    sealed.append((owner, commitment, key.id, ciphertext))
+                    sealed.append((owner, index, role, commitment, key.id, ciphertext))
             event = Event(
                 v=VERSION,
                 tenant=owner,
@@ -299,17 +300,18 @@ class Transaction:
                     draft.auth,
                     head,
                     leaf,
+                    before,
                     body,
                 )
             )
             frontier = push(frontier, digest.digest())
             events.append(event)
-            head = leaf
+            head, before = leaf, index
             index += 1
         self.events += lines
         self.payloads += sealed
         tenant.size, tenant.frontier = index, frontier
-        row.head = head
+        row.head, row.tail = head, before
         if item.patch is not None and item.patch.replay_from_here:
             row.replay_from = row.seq + 1
         row.seq = seq

@@ -17,13 +17,13 @@ from holdfast.journal.columns import EventRow
 from holdfast.journal.event import GENESIS, Event, encode, leaf
 from holdfast.journal.evidence import StreamHead
 
-NAMES = [name for name in EventRow._fields if name not in ("idx", "leaf", "body")]
+NAMES = [name for name in EventRow._fields if name not in ("idx", "leaf", "before", "body")]
 
 
-def row(event: Event, **columns: Any) -> EventRow:
+def row(event: Event, before: int, **columns: Any) -> EventRow:
     body = columns.pop("body", None) or encode(event)
     values = {name: getattr(event, name) for name in NAMES}
-    return EventRow(**{**values, "idx": event.index, "leaf": leaf(body), "body": body, **columns})
+    return EventRow(**{**values, "idx": event.index, "leaf": leaf(body), "before": before, "body": body, **columns})
 
 
 class Log:
@@ -47,11 +47,17 @@ class Log:
         return event
 
     def rows(self) -> list[EventRow]:
-        return [row(event) for event in self.events]
+        latest: dict[str, int] = {}
+        rows = []
+        for event in self.events:
+            rows.append(row(event, latest.get(event.stream, -1)))
+            latest[event.stream] = event.index
+        return rows
 
     def heads(self) -> list[StreamHead]:
         return [
-            StreamHead(name, "open", last.epoch, last.seq, leaf(encode(last))) for name, last in self.streams.items()
+            StreamHead(name, "open", last.epoch, last.seq, leaf(encode(last)), last.index)
+            for name, last in self.streams.items()
         ]
 
 
@@ -122,7 +128,7 @@ def test_a_changed_event_with_a_fitting_hash_is_named_by_what_follows(count: int
     place = data.draw(st.integers(0, count - 1))
     event = log.events[place]
     rows = log.rows()
-    rows[place] = row(msgspec.structs.replace(event, data={"forged": True}))
+    rows[place] = row(msgspec.structs.replace(event, data={"forged": True}), rows[place].before)
     assert victims(check(rows, log.heads(), count)) == [("event.chain", event.stream, event.seq, place)]
 
 
@@ -166,7 +172,7 @@ def test_an_event_of_a_later_format_is_named() -> None:
     assert victims(check(log.rows(), log.heads(), 1)) == [("event.bytes", "s", 1, 0)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "before"])
 def test_each_column_is_compared(name: str) -> None:
     log = log_of(6)
     for place in range(6):
@@ -199,7 +205,7 @@ def test_an_unknown_clock_error_leaves_some_slack() -> None:
 def test_a_stream_that_begins_again_is_named() -> None:
     log = log_of(4, 1)
     extra = msgspec.structs.replace(log.events[1], index=4)
-    rows = [*log.rows(), row(extra)]
+    rows = [*log.rows(), row(extra, 3)]
     assert ("event.extra", "s0", 2, 4) in victims(check(rows, log.heads(), 5))
 
 
@@ -217,6 +223,7 @@ def test_rows_of_streams_and_tenant_are_compared() -> None:
     assert victims(check(log.rows(), [change(head, seq=3)], 4)) == [("event.extra", "s0", 4, 3)]
     assert victims(check(log.rows(), [change(head, head="x")], 4)) == [("event.chain", "s0", 4, 3)]
     assert victims(check(log.rows(), [change(head, epoch=0)], 4)) == [("stream.row", "s0", 4, 3)]
+    assert victims(check(log.rows(), [change(head, tail=2)], 4)) == [("stream.row", "s0", 4, 3)]
     assert victims(check(log.rows(), [], 4)) == [("stream.row", "s0", 4, 3)]
     assert victims(check(log.rows(), [head], 3)) == [("log.row", "", None, 3)]
     assert victims(check(log.rows(), [head], 6)) == [("event.missing", "", None, 4)]

@@ -130,10 +130,14 @@ def test_what_is_newer_than_the_head_is_counted(clerk: Clerk, home: Path) -> Non
         ("DELETE FROM payloads WHERE tenant = 'default'", ("payload.missing", "run-d", 1)),
         ("DELETE FROM tenant_keys WHERE tenant = 'default'", ("payload.missing", "run-d", 1)),
         (
-            "INSERT INTO payloads (tenant, commitment, key_id, ciphertext) "
-            "SELECT tenant, 'zz', key_id, ciphertext FROM payloads ORDER BY commitment LIMIT 1",
+            "INSERT INTO payloads (tenant, idx, role, commitment, key_id, ciphertext) "
+            "SELECT tenant, idx, 'other', 'zz', key_id, ciphertext FROM payloads ORDER BY commitment LIMIT 1",
             ("payload.extra", "", None),
         ),
+        ("UPDATE payloads SET idx = idx + 99 WHERE tenant = 'default'", ("payload.changed", "run-d", 1)),
+        ("UPDATE payloads SET role = 'x' WHERE tenant = 'default'", ("payload.changed", "run-d", 1)),
+        ("UPDATE events SET before = 0 WHERE stream = 'run-1' AND seq = 3", ("event.columns", "run-1", 3)),
+        ("UPDATE streams SET tail = 0 WHERE stream = 'run-1'", ("stream.row", "run-1", 5)),
     ],
 )
 def test_plain_sql_is_found_out(

@@ -19,8 +19,8 @@ CREATE TABLE events (
   auth TEXT NOT NULL,
   prev TEXT NOT NULL,
   leaf TEXT NOT NULL,
+  before BIGINT NOT NULL,
   body BYTEA NOT NULL,
-  CONSTRAINT uq_events_stream UNIQUE (stream, seq),
   CONSTRAINT uq_events_log UNIQUE (tenant, idx)
 );
 
@@ -90,10 +90,12 @@ CREATE TABLE nodes (
 
 CREATE TABLE payloads (
   tenant TEXT COLLATE "C" NOT NULL,
-  commitment TEXT COLLATE "C" NOT NULL,
+  idx BIGINT NOT NULL,
+  role TEXT COLLATE "C" NOT NULL,
+  commitment TEXT NOT NULL,
   key_id TEXT NOT NULL,
   ciphertext BYTEA NOT NULL,
-  CONSTRAINT uq_payloads UNIQUE (tenant, commitment)
+  CONSTRAINT uq_payloads UNIQUE (tenant, idx, role)
 );
 
 CREATE TABLE secrets (
@@ -126,6 +128,7 @@ CREATE TABLE streams (
   owner TEXT NOT NULL,
   seq BIGINT NOT NULL,
   head TEXT NOT NULL,
+  tail BIGINT NOT NULL,
   ready_at BIGINT,
   replay_from BIGINT NOT NULL,
   PRIMARY KEY (stream)

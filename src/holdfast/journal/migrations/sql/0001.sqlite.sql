@@ -19,8 +19,8 @@ CREATE TABLE events (
   auth TEXT NOT NULL,
   prev TEXT NOT NULL,
   leaf TEXT NOT NULL,
+  before BIGINT NOT NULL,
   body BLOB NOT NULL,
-  CONSTRAINT uq_events_stream UNIQUE (stream, seq),
   CONSTRAINT uq_events_log UNIQUE (tenant, idx)
 );
 
@@ -94,10 +94,12 @@ CREATE TABLE nodes (
 
 CREATE TABLE payloads (
   tenant TEXT NOT NULL,
+  idx BIGINT NOT NULL,
+  role TEXT NOT NULL,
   commitment TEXT NOT NULL,
   key_id TEXT NOT NULL,
   ciphertext BLOB NOT NULL,
-  CONSTRAINT uq_payloads UNIQUE (tenant, commitment)
+  CONSTRAINT uq_payloads UNIQUE (tenant, idx, role)
 );
 
 CREATE TABLE secrets (
@@ -131,6 +133,7 @@ CREATE TABLE streams (
   owner TEXT NOT NULL,
   seq BIGINT NOT NULL,
   head TEXT NOT NULL,
+  tail BIGINT NOT NULL,
   ready_at BIGINT,
   replay_from BIGINT NOT NULL,
   PRIMARY KEY (stream)
