@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast.egress.base import Body, Door, Dressed, Guard, Limits, Outfitter, Refused, RequestHead
 from holdfast.egress.stream import Stream, Sweeper
+from holdfast.egress.tls import Authority, upstream_context
 from holdfast.egress.upstream import Http1Sender, Key, Pool, Sender, connect
 
 
@@ -17,6 +18,7 @@ class Outlet:
     """What a channel's connections share. A run has one; so has a client of the forward proxy.
 
     ``pool`` is the tenant's: idle upstream connections pass between the runs of a tenant and never beyond it.
+    ``authority`` is the run's: without it, TLS cannot be inspected and is refused where that is asked for.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class Outlet:
         sweeper: Sweeper,
         outfitter: Outfitter | None = None,
         limits: Limits | None = None,
+        authority: Authority | None = None,
         upstream_tls: ssl.SSLContext | None = None,
         bases: Mapping[str, str] | None = None,
         encoded_slashes: bool = False,
@@ -39,6 +42,7 @@ class Outlet:
         self.sweeper = sweeper
         self.outfitter = outfitter
         self.limits = limits or Limits()
+        self.authority = authority
         self.bases = dict(bases or {})
         self.encoded_slashes = encoded_slashes
         self._upstream_tls = upstream_tls
@@ -84,22 +88,36 @@ class Outlet:
         Raises:
             DialError: none could be made.
         """
+        context = self.upstream_tls() if head.scheme == "https" else None
+        stream, address = await self.connect(head, addresses, seconds, context)
+        return Http1Sender(stream, self.limits, address)
+
+    async def connect(
+        self, head: RequestHead, addresses: tuple[str, ...], seconds: float, context: ssl.SSLContext | None
+    ) -> tuple[Stream, str]:
+        """A new connection without HTTP, and the address that it goes to.
+
+        Raises:
+            DialError: none could be made.
+        """
         stream, address = await connect(
             addresses,
             head.port,
             seconds=seconds,
             loop=self.loop,
             sweeper=self.sweeper,
-            context=self.upstream_tls() if head.scheme == "https" else None,
+            context=context,
             host=head.host,
         )
         self.upstreams.add(stream)
-        return Http1Sender(stream, self.limits, address)
+        if self.stopped:
+            stream.abort("stopped")
+        return stream, address
 
     def upstream_tls(self) -> ssl.SSLContext:
         """How upstreams are verified: strictly."""
         if self._upstream_tls is None:
-            self._upstream_tls = ssl.create_default_context()
+            self._upstream_tls = upstream_context()
         return self._upstream_tls
 
     def stop(self) -> None:

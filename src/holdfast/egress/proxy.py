@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from holdfast.egress import answers, messages
+from holdfast.egress import answers, messages, tunnel
 from holdfast.egress.base import Deny, Refused
 from holdfast.egress.client import Http1Asker
 from holdfast.egress.exchange import Exchange
@@ -67,12 +67,18 @@ async def serve(outlet: Outlet, stream: Stream) -> None:
 
 
 async def requests(outlet: Outlet, asker: Http1Asker) -> None:
-    """The requests of one connection, one after the other."""
+    """The requests of one connection, one after the other; those inside a tunnel like those outside."""
     while asker.keep_alive:
         head = await asker.request()
         if head is None:
             return
-        await Exchange(outlet, asker, head).run()
+        if head.method == "CONNECT":
+            inner = await tunnel.opened(outlet, asker, head)
+            if inner is None:
+                return
+            asker = inner
+        else:
+            await Exchange(outlet, asker, head).run()
 
 
 async def turn_away(outlet: Outlet, stream: Stream, deny: Deny) -> None:

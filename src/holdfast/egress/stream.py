@@ -45,8 +45,8 @@ class Stream(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_loop", "_paused", "_reader", "_sweeper", "_unread", "_writer", "buffer", "eof", "lost", "on_lost", "read_by",
-        "transport", "write_by",
+        "_loop", "_paused", "_reader", "_sweeper", "_unread", "_writer", "buffer", "eof", "half_open", "lost",
+        "on_lost", "read_by", "transport", "write_by",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sweeper: Sweeper) -> None:
@@ -58,6 +58,8 @@ class Stream(asyncio.Protocol):
         self.read_by = 0.0
         """Loop time at which the wait of the reader is given up; 0: none is under way."""
         self.write_by = 0.0
+        self.half_open = False
+        """Keep our side open when the peer ends its own: for tunnels."""
         self.on_lost: Callable[[str], None] | None = None
         """Called when the peer is gone (or has ended its side) while nobody reads."""
         self._reader: asyncio.Future[None] | None = None
@@ -87,7 +89,7 @@ class Stream(asyncio.Protocol):
         self._wake()
         if self.on_lost is not None:
             self.on_lost("closed")
-        return False
+        return self.half_open
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._sweeper.streams.discard(self)
@@ -202,3 +204,21 @@ class Stream(asyncio.Protocol):
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
+
+
+async def relay(source: Stream, sink: Stream, seconds: float, seen: Callable[[bytes], None]) -> None:
+    """Copy bytes until ``source`` ends, then end ``sink``'s sending side. ``seen`` is called before they are sent.
+
+    Raises:
+        Lost: either side broke, or nothing moved for ``seconds``.
+    """
+    while True:
+        data = source.take()
+        if data:
+            seen(data)
+            sink.write(data)
+            await sink.drain(seconds)
+        elif not await source.more(seconds):
+            break
+    if sink.transport is not None and not sink.lost and sink.transport.can_write_eof():
+        sink.transport.write_eof()
