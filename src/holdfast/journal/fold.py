@@ -85,6 +85,8 @@ class Record(msgspec.Struct, kw_only=True):
     attempt: int = 0
     result: str = ""
     """Commitment to the result."""
+    received: str = ""
+    """Commitment to what came in where that is not what was handed on."""
     code: str = ""
     message: str = ""
     rule: str = ""
@@ -298,6 +300,7 @@ def _outcome(state: RunState, record: Record, event: Event) -> None:
     else:
         record.state = "fault"
         record.code, record.message, record.rule = data["code"], data["message"], data.get("rule", "")
+    record.received = event.payloads.get("received", "")
     effect = data.get("effect")
     if effect is not None:
         _effect(state, record, effect, event)
@@ -424,7 +427,10 @@ def _life(state: RunState, event: Event) -> None:
         state.incarnation, state.recent = data["incarnation"], list(data["recent"])
         state.past = {key: _as(held, Past) for key, held in data.get("past", {}).items()}
         state.asked = list(data.get("asked", state.asked))
+        state.created = {**state.created, "bundle": data.get("bundle", state.created.get("bundle", ""))}
         state.declassified = [_as(held, Declassified) for held in data.get("declassified", ())]
+    elif kind == Kind.BUNDLE_PINNED:
+        state.created = {**state.created, "bundle": data["bundle"]}
     elif kind == Kind.RUN_DIVERGED:
         state.status, state.diverged, state.error = "suspended", data["id"], data["message"]
     elif kind == Kind.RUN_IN_DOUBT:

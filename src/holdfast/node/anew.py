@@ -37,5 +37,6 @@ async def begin_anew(run: Run, input_: bytes) -> None:
             raise doubt(run, record.id, f"{record.id} was under way when the workflow continued as new")
         settle += settlements(record.reservations, sent=record.action.kind in ("llm", "tool"))
     data = {name: getattr(run.state, name) for name in _KEPT}
+    data["bundle"] = run.bundle.digest
     draft = run.recorder.draft(Kind.RUN_CONTINUED, data, {"input": input_})
     await run.recorder.write(draft, settle=tuple(settle), patch=Patch(replay_from_here=True))

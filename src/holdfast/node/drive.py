@@ -19,6 +19,7 @@ from holdfast.journal.fold import fold
 from holdfast.log import Log
 from holdfast.node import children, compensate, deadlines, keep, models, steps, tools, waits
 from holdfast.node.anew import begin_anew
+from holdfast.node.bundles import keep_up
 from holdfast.node.channel import Channel
 from holdfast.node.deployment import materialise
 from holdfast.node.finish import finish
@@ -95,6 +96,7 @@ class Driver:
             isolation=level.name,
         )
         self._inbox = Inbox(self.run)
+        self._adopting: asyncio.Task[None] | None = None
 
     # what the node calls
 
@@ -109,6 +111,10 @@ class Driver:
             if self.boundary is not None:
                 self.boundary.kill()
             self.run.end(killed(kill))
+
+    def policies_changed(self) -> None:
+        """Policy files changed: what they change for this run is in force from the next decision on."""
+        self._adopting = asyncio.ensure_future(keep_up(self.run, self._on_failure))
 
     def fence(self) -> None:
         """This node may no longer drive the run: nothing more of it leaves or lands here."""
@@ -155,6 +161,10 @@ class Driver:
         # A kill whose undoing had begun ends the run even when it was lifted meanwhile.
         if state.undoing:
             raise compensate.resumed(state)
+        if state.incarnation:
+            await keep_up(run, self._on_failure)
+            if run.stop.done():
+                raise run.stop.result()
         if (late := deadlines.overdue(run)) is not None:
             raise late
         before = {record.id for record in state.waiting()}

@@ -14,17 +14,21 @@ import msgspec
 from holdfast.action import Action, Declassified, Facts
 from holdfast.errors import PayloadError
 from holdfast.journal.fold import RunState
+from holdfast.journal.masterkey import master_key
 from holdfast.node.labels import Labels
 from holdfast.node.services import Services
 from holdfast.policy import flow
 from holdfast.policy.bundle import Bundle
+from holdfast.policy.pseudonyms import Pseudonyms
 from holdfast.values import load
 
 
 class Beyond:
     """The facts about one run that its own events do not count."""
 
-    __slots__ = ("_bundle", "_declassified", "_labels", "_named", "_now", "_said", "_services", "_state", "labels")
+    __slots__ = (
+        "_bundle", "_declassified", "_labels", "_named", "_now", "_pseudonyms", "_said", "_services", "_state", "labels",
+    )  # fmt: skip
 
     def __init__(self, state: RunState, bundle: Bundle, services: Services) -> None:
         self._state = state
@@ -36,7 +40,13 @@ class Beyond:
         self._declassified: list[Declassified] = []
         self._now: Mapping[str, Any] = {}
         self._said = 0
+        self._pseudonyms: Pseudonyms | None = None
         self._named: frozenset[str] = frozenset()
+
+    def go_by(self, bundle: Bundle) -> None:
+        """Other policies are in force from now on."""
+        self._bundle = bundle
+        self.labels.go_by(bundle)
 
     def now(self) -> Mapping[str, Any]:
         """Fields of :class:`Facts`, by name; those that say nothing are left out."""
@@ -54,6 +64,13 @@ class Beyond:
             if named:
                 return msgspec.structs.replace(facts, vouched=tuple(sorted(named)))
         return facts
+
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        """The tenant's tokens, and what those that this run was given stood for."""
+        if self._pseudonyms is None:
+            self._pseudonyms = Pseudonyms(master_key(self._services.home), self._state.tenant)
+        return self._pseudonyms
 
     def _vouched(self) -> frozenset[str]:
         """Marks of all that the principal itself has said to the run."""

@@ -34,6 +34,10 @@ class Labels:
         self._back: dict[str, int] = {}
         """Labels that came in again, and when that was taken off which they undo."""
 
+    def go_by(self, bundle: Bundle) -> None:
+        """Other policies are in force from now on."""
+        self._look = bundle.flows
+
     def now(self) -> tuple[str, ...]:
         """What the run carries at this moment: what is recorded, and what is about to be."""
         if self._state.labels is not self._seen:

@@ -16,7 +16,7 @@ from holdfast.audit import keys
 from holdfast.audit.heads import HeadKeeper
 from holdfast.clock import Clock, SystemClock
 from holdfast.config import Settings
-from holdfast.errors import HoldfastError, StoreError
+from holdfast.errors import HoldfastError, PolicyFileError, StoreError
 from holdfast.gate import Control
 from holdfast.journal.base import Header, Store, StreamState
 from holdfast.journal.open import open_store
@@ -26,6 +26,7 @@ from holdfast.llm.router import LLM
 from holdfast.log import Log
 from holdfast.node import lease as leases
 from holdfast.node.admission import Admission, recorded_peaks
+from holdfast.node.bundles import Bundles
 from holdfast.node.connectors import ConnectorPool
 from holdfast.node.dispatch.local import Nudges, nudge, queues
 from holdfast.node.drive import Driver
@@ -40,6 +41,8 @@ from holdfast.sandbox.levels import level
 
 TICK = 0.25
 """Seconds between two looks at the store, when nobody nudges."""
+POLICY_LOOK = 1.0
+"""Seconds between two looks at the policy files."""
 RETRY = 1.0
 """Seconds before a run that could not be driven is taken up again."""
 FOREGROUND_GRACE = 0.1
@@ -95,6 +98,7 @@ class Node:
         self._drivers: dict[str, Driver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._bundles: dict[str, Bundle] = {}
+        self.policies = Bundles(settings)
         self._levels: dict[str, Level] = {}
         self.admission = Admission.of(settings)
         self._look = asyncio.Event()
@@ -126,6 +130,7 @@ class Node:
     async def serve(self, until: asyncio.Event) -> None:
         """Drive whatever becomes ready until ``until`` is set."""
         renewing = asyncio.ensure_future(self._keep_lease())
+        minding = asyncio.ensure_future(self._mind_policies())
         try:
             while not until.is_set():
                 self._look.clear()
@@ -140,6 +145,7 @@ class Node:
                 ending.cancel()
         finally:
             renewing.cancel()
+            minding.cancel()
 
     async def _keep_lease(self) -> None:
         """Renew the lease apart from the dispatch, whose long rounds must not let it run out."""
@@ -363,6 +369,22 @@ class Node:
                 raise StoreError(f"the store does not hold the policies {digest[:12]} that the run is pinned to")
             found = self._bundles[digest] = Bundle.from_bytes(data)
         return found
+
+    async def standing(self, header: Header) -> Bundle | None:
+        """See :class:`holdfast.node.services.Services`."""
+        try:
+            return await self._aside(self.policies.of, header.tenant, header.agent)  # type: ignore[no-any-return]
+        except PolicyFileError as error:
+            log.error("runs go on under the policies that they began with", run=header.stream, reason=str(error))
+            return None
+
+    async def _mind_policies(self) -> None:
+        """Bring policies that changed to the runs that are driven here."""
+        while True:
+            await asyncio.sleep(POLICY_LOOK)
+            if await self._aside(self.policies.look):
+                for driver in list(self._drivers.values()):
+                    driver.policies_changed()
 
     # kills
 

@@ -30,7 +30,7 @@ CHUNK = 100
 """Families that are read at once."""
 ALONE = 300
 """Families up to which one process is quicker than several."""
-KINDS = (Kind.INTENT, Kind.WAIT, Kind.VERDICT, Kind.RUN_COMPLETED, Kind.OUTCOME, Kind.ATTEMPT_FAILED)
+KINDS = frozenset({Kind.INTENT, Kind.WAIT, Kind.VERDICT, Kind.RUN_COMPLETED, Kind.OUTCOME, Kind.ATTEMPT_FAILED})
 """Events that hold a decision, or what came of an action."""
 _DONE = frozenset({Kind.OUTCOME, Kind.ATTEMPT_FAILED})
 
@@ -53,6 +53,7 @@ class _Data(msgspec.Struct):
 class _Event(msgspec.Struct):
     kind: str
     at: int
+    index: int
     data: _Data
     payloads: dict[str, str]
 
@@ -70,7 +71,7 @@ class Reading:
         """The runs of some families, each the root first, with what is on record of them."""
         names = [stream.header.stream for family in families for stream in family]
         bodies: dict[str, list[tuple[int, bytes]]] = {name: [] for name in names}
-        for name, seq, body in self._store.bodies(names, KINDS):
+        for name, seq, body in self._store.bodies(names):
             bodies[name].append((seq, body))
         return [[self._run(stream, bodies[stream.header.stream]) for stream in family] for family in families]
 
@@ -85,9 +86,9 @@ class Reading:
             status=stream.status,
             created_at=header.created_at,
         )
-        commitments: list[str] = []
+        places: dict[str, int] = {}
         # All arguments of a run come with the first that is looked at: one question to the store instead of many.
-        payloads = functools.cache(functools.partial(self._payloads, header.tenant, commitments))
+        payloads = functools.cache(functools.partial(self._payloads, header.tenant, places))
         items: list[Decided | Done] = []
         for seq, body in bodies:
             try:
@@ -95,21 +96,20 @@ class Reading:
             except msgspec.DecodeError as error:
                 run.wrong = f"event {seq} cannot be read: {error}"
                 return run
-            item = _item(header.stream, seq, event, payloads, commitments)
-            if item is not None:
+            if event.kind in KINDS and (item := _item(header.stream, seq, event, payloads, places)) is not None:
                 items.append(item)
         run.items = items
         return run
 
-    def _payloads(self, tenant: str, commitments: Sequence[str]) -> Mapping[str, bytes]:
+    def _payloads(self, tenant: str, places: Mapping[str, int]) -> Mapping[str, bytes]:
         try:
-            return self._store.payloads(tenant, commitments)
+            return self._store.payloads_at(tenant, places)
         except StoreError as error:
             raise Unreadable(str(error)) from None
 
 
 def _item(
-    run: str, seq: int, event: _Event, payloads: Callable[[], Mapping[str, bytes]], commitments: list[str]
+    run: str, seq: int, event: _Event, payloads: Callable[[], Mapping[str, bytes]], places: dict[str, int]
 ) -> Decided | Done | None:
     data = event.data
     if event.kind in _DONE:
@@ -128,7 +128,7 @@ def _item(
     action = data.action
     commitment = event.payloads.get("output" if event.kind == Kind.RUN_COMPLETED else "args", "")
     if commitment:
-        commitments.append(commitment)
+        places[commitment] = event.index
         fetch = functools.partial(_fetch, payloads, commitment, action.kind)
         action = msgspec.structs.replace(action, args=Deferred(fetch))
     return Decided(

@@ -107,6 +107,11 @@ class Run:
         self._inflight_recent: list[str] = []
         self._inflight_past: list[Past] = []
 
+    def go_by(self, bundle: Bundle) -> None:
+        """Other policies are in force from now on."""
+        self.bundle = bundle
+        self.beyond.go_by(bundle)
+
     # facts
 
     def facts(
@@ -115,6 +120,7 @@ class Run:
         record: Record | None,
         price: Price | None,
         action: Action | None = None,
+        phase: str = "before",
     ) -> Facts:
         """Facts for a decision now; with an action, also what the rules ask of the record about it."""
         state, header = self.state, self.header
@@ -156,7 +162,7 @@ class Run:
         if not self.bundle.historic:
             return facts
         # What other runs did is not at hand: a rule that asks for it gets no answer, which denies.
-        asked = [one for one in self.bundle.asks(action, facts) if one.over == "run"]
+        asked = [one for one in self.bundle.asks(action, facts, phase) if one.over == "run"]
         return recall(action, facts, asked, [*state.past.values(), *self._inflight_past])
 
     # the gate

@@ -22,6 +22,7 @@ from holdfast.journal.event import Event, Kind
 from holdfast.journal.fold import FINAL
 from holdfast.journal.open import open_store
 from holdfast.node import lease, operate, show
+from holdfast.node.bundles import Bundles
 from holdfast.node.dispatch.local import nudge
 from holdfast.node.forking import fork
 from holdfast.node.submit import create_tenant, ensure_default, submit
@@ -42,6 +43,7 @@ class Service:
         self._clock = clock
         self.store = store
         self._heads: HeadKeeper | None = None
+        self._policies = Bundles(settings)
 
     @classmethod
     def open(cls, settings: Settings, home: Path, clock: Clock | None = None) -> Service:
@@ -99,6 +101,7 @@ class Service:
             policy_files=policy_files,
             isolation=isolation,
             principal=principal,
+            policies=self._policies,
         )
         self._committed(events)
         nudge(self._home)

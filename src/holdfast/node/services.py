@@ -46,3 +46,6 @@ class Services(Protocol):
 
     def bundle(self, digest: str) -> Bundle:
         """A pinned bundle."""
+
+    async def standing(self, header: Header) -> Bundle | None:
+        """The bundle that is in force for new runs of its agent; None where the files cannot be used."""

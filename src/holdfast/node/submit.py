@@ -14,11 +14,11 @@ from holdfast.config import Settings
 from holdfast.errors import StoreError, UsageError
 from holdfast.journal.base import Append, Appended, Draft, Header, Patch, Refused, Store, StreamKind, Tenant
 from holdfast.journal.event import Event, Kind
+from holdfast.node.bundles import Bundles
 from holdfast.node.children import creation
 from holdfast.node.deployment import Pinned, pin
 from holdfast.node.views import Principal
 from holdfast.policy.bundle import Bundle
-from holdfast.policy.bundle import load as load_policies
 from holdfast.policy.kills import standing
 from holdfast.sandbox.levels import level
 from holdfast.values import load, sha256
@@ -83,8 +83,9 @@ def submit(
     policy_files: tuple[Path, ...],
     isolation: str,
     principal: Principal,
+    policies: Bundles | None = None,
 ) -> tuple[str, tuple[Event, ...]]:
-    """Create a run; gives its id and its first event.
+    """Create a run; gives its id and its first event. ``policies``: those in force; None: they are read now.
 
     Raises:
         UsageError: unknown target, workflow, tenant, level, or a policy file that cannot be used: no run exists then.
@@ -94,8 +95,7 @@ def submit(
     if not isinstance(load(input_), dict):
         raise UsageError('the input must be a JSON object, as in --input \'{"transaction": "…"}\'')
     pinned = pin(target, workflow)
-    files = policy_files or settings.policy.files
-    bundle = load_policies(files)
+    bundle = (policies or Bundles(settings)).now(tenant, pinned.description.agent, policy_files)
     chosen = isolation or settings.sandbox.level
     level(chosen, uid_range=settings.sandbox.uid_range)
     limit = settings.node.queue

@@ -7,6 +7,7 @@ is one bundle.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ class Shift(msgspec.Struct, frozen=True, kw_only=True):
     """Whether one of them is to be heard about what is under way, too."""
 
 
+@functools.lru_cache(maxsize=256)
 def shift(pinned: Bundle, standing: Bundle) -> Shift | None:
     """What a run that is pinned to a bundle goes on under, as each rule's ``in_flight`` has it; None: nothing changes.
 
