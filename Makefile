@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-bench
 
-.PHONY: setup demo test lint bench crash docs clean
+.PHONY: setup demo test lint bench crash admission docs clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ bench: $(STAMP) $(PEERS)/.installed
 
 crash: $(STAMP)
 	@HOLDFAST_CRASH_ALL=1 $(BIN)/python -m pytest tests/crash
+
+# 200 runs at once on memory for 40.
+admission: $(STAMP)
+	@HOLDFAST_ADMISSION_ALL=1 $(BIN)/python -m pytest tests/acceptance/test_acceptance_admission.py
 
 docs: $(STAMP)
 	@$(BIN)/python -m holdfast.cli.reference docs/reference
