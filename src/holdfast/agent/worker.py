@@ -21,6 +21,7 @@ from holdfast.agent.faults import told
 from holdfast.agent.load import load_target, trace_of
 from holdfast.agent.log import Printed, as_text
 from holdfast.agent.plan import plan_of
+from holdfast.agent.private import become_private
 from holdfast.agent.scope import Scope, current, guard
 from holdfast.errors import HoldfastError, RunError, UsageError
 from holdfast.values import dump, load
@@ -29,8 +30,9 @@ from holdfast.values import dump, load
 def main() -> NoReturn:
     """Run one workflow to its end; the process ends with it."""
     try:
+        become_private()
         channel = from_environment()
-    except UsageError as error:
+    except (OSError, UsageError) as error:
         end_process(str(error), BROKEN)
     channel.send(wire.Ready(wire.VERSION, os.getpid(), "{}.{}.{}".format(*sys.version_info[:3])))
     begin = channel.begin()
