@@ -53,6 +53,11 @@ class Kind(enum.StrEnum):
     TENANT_CREATED = "tenant.created"
     DEPLOYMENT_PINNED = "deployment.pinned"
     BUNDLE_PINNED = "bundle.pinned"
+    GLASS_ASKED = "glass.asked"
+    """What these hold is said where they are folded (:mod:`holdfast.policy.glass`)."""
+    GLASS_JOINED = "glass.joined"
+    GLASS_CLOSED = "glass.closed"
+    GLASS_REVIEWED = "glass.reviewed"
     KILL_ISSUED = "kill.issued"
     KILL_LIFTED = "kill.lifted"
     SECRET_SET = "secret.set"  # noqa: S105

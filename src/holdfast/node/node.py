@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from holdfast.action import Glass
 from holdfast.audit import keys
 from holdfast.audit.heads import HeadKeeper
 from holdfast.clock import Clock, SystemClock
@@ -30,6 +31,8 @@ from holdfast.node.bundles import Bundles
 from holdfast.node.connectors import ConnectorPool
 from holdfast.node.dispatch.local import Nudges, nudge, queues
 from holdfast.node.drive import Driver
+from holdfast.node.egress import Egress
+from holdfast.node.glass import Glasses
 from holdfast.node.history import history
 from holdfast.node.lease import Lease
 from holdfast.node.pressure import under_pressure
@@ -94,11 +97,13 @@ class Node:
         dial = settings.node.dial / 1e6
         self.models = LLM(settings.llm, os.environ, price_cache=home / "prices", timing=Timing(send=dial))
         self.connectors = ConnectorPool(settings.connectors_of, home=home, dial=dial)
+        self.egress = Egress(settings)
         self._watch = Watch(self._open, self, self._on_control)
         self._drivers: dict[str, Driver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._bundles: dict[str, Bundle] = {}
         self.policies = Bundles(settings)
+        self._glasses = Glasses(self.store)
         self._levels: dict[str, Level] = {}
         self.admission = Admission.of(settings)
         self._look = asyncio.Event()
@@ -369,6 +374,10 @@ class Node:
                 raise StoreError(f"the store does not hold the policies {digest[:12]} that the run is pinned to")
             found = self._bundles[digest] = Bundle.from_bytes(data)
         return found
+
+    def glasses(self, tenant: str, now: int) -> tuple[Glass, ...]:
+        """See :class:`holdfast.node.services.Services`."""
+        return self._glasses.of(tenant, now)
 
     async def standing(self, header: Header) -> Bundle | None:
         """See :class:`holdfast.node.services.Services`."""

@@ -149,7 +149,7 @@ def kill(
         compensate=compensate,
     )
     data = {"id": put.id, "scope": scope, "name": name, "reason": reason, "compensate": compensate}
-    events = _control(store, clock, tenant, Kind.KILL_ISSUED, data, principal, kills=(put,))
+    events = write_control(store, clock, tenant, Kind.KILL_ISSUED, data, principal, kills=(put,))
     began = time.monotonic()
     ended = registry.end_matching(home, lambda label: matches(put, facts_of(label)))
     ms = (time.monotonic() - began) * 1000
@@ -177,12 +177,12 @@ def lift(store: Store, clock: Clock, home: Path, id_: str, principal: Principal)
     if found is None:
         raise UsageError(f"no kill {id_} is in force; `holdfast kill list` shows those that are")
     data = {"id": id_, "scope": found.scope, "name": found.name}
-    events = _control(store, clock, found.tenant, Kind.KILL_LIFTED, data, principal, lifts=(id_,))
+    events = write_control(store, clock, found.tenant, Kind.KILL_LIFTED, data, principal, lifts=(id_,))
     nudge(home)
     return events
 
 
-def _control(
+def write_control(
     store: Store,
     clock: Clock,
     tenant: str,
@@ -192,6 +192,11 @@ def _control(
     kills: tuple[Kill, ...] = (),
     lifts: tuple[str, ...] = (),
 ) -> tuple[Event, ...]:
+    """Write to a tenant's control stream.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     draft = Draft(
         kind=kind,
         data=data,

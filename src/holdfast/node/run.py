@@ -28,6 +28,8 @@ THROTTLE_LIMIT_US = 300_000_000
 """A throttled action that would wait longer than this is denied."""
 
 
+SENT = frozenset({"llm", "tool", "http"})
+"""Kinds of actions that leave the node: of one whose outcome is not known, the worst is assumed."""
 HOLD_POLL_US = 50_000
 """A place among those that are held may be free again long before it lapses, so it is asked for this often."""
 
@@ -159,6 +161,8 @@ class Run:
             return facts
         if self.bundle.vouches:
             facts = self.beyond.about(action, facts)
+        if self.bundle.glassed:
+            facts = msgspec.structs.replace(facts, glasses=self.services.glasses(header.tenant, now))
         if not self.bundle.historic:
             return facts
         # What other runs did is not at hand: a rule that asks for it gets no answer, which denies.
@@ -235,16 +239,15 @@ class Run:
         undo: str = "",
         price: Price | None = None,
         streams: tuple[dict[str, Any], ...] = (),
-        memory: tuple[MemoryWrite, ...] = (),
+        memory: Callable[[Verdict], tuple[MemoryWrite, ...]] | None = None,
         deliver: tuple[InboxItem, ...] = (),
-        outcome: dict[str, Any] | None = None,
-        outcome_payloads: dict[str, bytes] | None = None,
+        outcome: Callable[[Verdict], tuple[dict[str, Any], dict[str, bytes]]] | None = None,
         redacts: bool = False,
     ) -> Passage:
         """Take an action through the gate; waits for people and for rates where a policy says so.
 
         With ``redacts`` the caller sends on only what the verdict's redactions leave; the record keeps what was asked.
-        With ``outcome`` the intent and its outcome are one commit: for effects that the store itself performs.
+        With ``outcome`` (what it says and its payloads) intent and outcome are one commit: for what the store performs.
 
         Raises:
             Stop: a policy or a kill ends the run.
@@ -260,7 +263,8 @@ class Run:
                 drafts = [intent]
                 settle: tuple[Settlement, ...] = ()
                 if outcome is not None:
-                    drafts.append(self.recorder.draft(Kind.OUTCOME, {"id": at.id, **outcome}, outcome_payloads))
+                    said, payloads = outcome(verdict)
+                    drafts.append(self.recorder.draft(Kind.OUTCOME, {"id": at.id, "status": "ok", **said}, payloads))
                     settle = settlements(verdict.reservations, sent=True)
                 # From here on other branches count this action; its own decision did not.
                 self._enter(action, held)
@@ -270,7 +274,7 @@ class Run:
                     reserve=verdict.reservations,
                     settle=settle,
                     kill_generation=facts.kill_generation,
-                    memory=memory,
+                    memory=memory(verdict) if memory is not None else (),
                     deliver=deliver,
                 )
 
@@ -471,7 +475,7 @@ def doubt(run: Run, id_: str, message: str) -> Stop:
 
 def never_again(action: Action) -> bool:
     """Whether it must not be done a second time when it may have happened once."""
-    return action.kind == "tool" and action.effect == Effect.IRREVERSIBLE
+    return action.kind in ("tool", "http") and action.effect == Effect.IRREVERSIBLE
 
 
 def effect_of(word: str) -> Effect:

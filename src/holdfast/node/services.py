@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from holdfast.action import Glass
 from holdfast.clock import Clock
 from holdfast.journal.base import Header, Store
 from holdfast.llm.router import LLM
 from holdfast.node.connectors import ConnectorPool
 from holdfast.policy.bundle import Bundle
+
+if TYPE_CHECKING:
+    from holdfast.node.egress import Egress
 
 
 class Services(Protocol):
@@ -19,6 +23,7 @@ class Services(Protocol):
     home: Path
     models: LLM
     connectors: ConnectorPool
+    egress: Egress
     store: Store
     """For reading only."""
 
@@ -46,6 +51,9 @@ class Services(Protocol):
 
     def bundle(self, digest: str) -> Bundle:
         """A pinned bundle."""
+
+    def glasses(self, tenant: str, now: int) -> tuple[Glass, ...]:
+        """The tenant's broken glasses that are in force, or whose review is open."""
 
     async def standing(self, header: Header) -> Bundle | None:
         """The bundle that is in force for new runs of its agent; None where the files cannot be used."""

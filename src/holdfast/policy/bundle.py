@@ -64,6 +64,7 @@ class Bundle:
         "digest",
         "figures",
         "flows",
+        "glassed",
         "historic",
         "later",
         "rules",
@@ -98,6 +99,8 @@ class Bundle:
         self._asked = frozenset(asked)
         self.historic = bool(asked)
         """Whether any rule asks about the record."""
+        self.glassed = any(rule.category.name == "break_glass" for rule in active)
+        """Whether any rule asks about broken glasses."""
         self.figures = frozenset(question.figure for question in asked if question.figure)
         """What the record must keep of each action for rules to add up."""
         self.flows = any(rule.category.labels or "labels" in rule.source for rule in active)
@@ -132,6 +135,10 @@ class Bundle:
         if not self.historic or action.gate not in GATES:
             return ()
         return tuple(dict.fromkeys(question for rule in self.plan(action.gate, facts, phase) for question in rule.asks))
+
+    def reads(self, gate: str) -> bool:
+        """Whether a rule at a gate looks into what passes it, and not only at its name and size."""
+        return any("during" in rule.category.phases for rule in self._phases["before", gate])
 
     def remembers(self, action: Action) -> bool:
         """Whether some rule may ask about this action later: only then the record that is asked need hold it."""
