@@ -1,0 +1,205 @@
+"""Adds the credential that the agent never sees, and takes every secret out of what comes back.
+
+The agent's own ``Authorization`` is dropped where a binding covers the request, and a placeholder is dropped
+everywhere. Over plain HTTP nothing is sent but to this machine itself. A redirect is a new request: another host, or
+another path, gets what is bound to it and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import hashlib
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, unquote_plus
+
+import msgspec
+
+from holdfast.clock import Clock
+from holdfast.egress import sigv4
+from holdfast.egress.base import Body, Dressed, Headers, Refused, RequestHead
+from holdfast.egress.bindings import aws_keys, for_agent, oauth_client, pick
+from holdfast.egress.oauth import Tokens, is_loopback
+from holdfast.egress.scrub import Secrets
+from holdfast.egress.vault import Held, Vault
+from holdfast.errors import StoreError
+
+PLACEHOLDER = "holdfast-secret-"
+"""How the placeholders begin that agents are given instead of secrets."""
+_OWN = frozenset({b"authorization", b"proxy-authorization"})
+_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
+"""Headers that some servers take for the method: a binding to methods must not be walked around."""
+_REMEMBERED = 64
+
+
+def placeholder(name: str) -> str:
+    """What an agent may hold in the place of a secret: for a client that insists on having some key."""
+    return PLACEHOLDER + name
+
+
+class Credentials:
+    """The outfitter of one agent's channel: a :class:`holdfast.egress.base.Outfitter`."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        agent: str,
+        tokens: Tokens,
+        clock: Clock,
+        secrets: Callable[[tuple[str, ...]], Secrets] = Secrets,
+    ) -> None:
+        self._vault = vault
+        self._agent = agent
+        self._tokens = tokens
+        self._clock = clock
+        self._build = secrets
+        self._built: tuple[tuple[str, ...], Secrets] | None = None
+        self._lock = asyncio.Lock()
+        self._sent: dict[str, None] = {}
+        """Texts that left: they are looked for as long as this lives, also after a rotation."""
+
+    async def dress(self, ticket: Any, head: RequestHead, body: Body) -> Dressed:
+        """Dress one request.
+
+        Raises:
+            Refused: a credential is bound to it and cannot be had or sent, or two are bound alike.
+        """
+        try:
+            held = self._held()
+        except StoreError as error:
+            raise Refused(f"the secrets cannot be read: {error}", kind="credential", status=503) from None
+        name = pick(((one.name, one.binding) for one in held.values()), head)
+        dressed, secret = _without_placeholders(head), name is not None
+        if name is not None:
+            dressed = await self._add(held[name], head, body)
+        scrubber = await self._scrubber(held)
+        return Dressed(
+            head=dressed,
+            scrub=scrubber.stream() if scrubber else None,
+            scrub_headers=scrubber.headers if scrubber else None,
+            secret=secret,
+        )
+
+    async def scrubber(self) -> Secrets:
+        """What takes this agent's secrets out of anything else that it may see: errors, logs, records."""
+        return await self._scrubber(
+            {one.name: one for one in self._vault.current() if for_agent(one.binding, self._agent)}
+        )
+
+    def _held(self) -> dict[str, Held]:
+        return {one.name: one for one in self._vault.current() if for_agent(one.binding, self._agent)}
+
+    async def _add(self, one: Held, head: RequestHead, body: Body) -> RequestHead:
+        bound = one.binding
+        if head.scheme != "https" and not is_loopback(head.host):
+            raise Refused(
+                f"the secret {one.name} is not sent over plain http. Use https://{head.host}.",
+                kind="credential",
+                rule="secrets:plain-http",
+            )
+        value = one.value.decode()
+        drop = _OWN | (_OVERRIDES if bound.methods else frozenset())
+        own = {key.decode("latin-1"): field.decode("latin-1") for key, field in head.headers if key in _OWN}
+        kept = tuple(pair for pair in head.headers if pair[0] not in drop)
+        bare = _without_placeholders(msgspec.structs.replace(head, headers=kept))
+        self._remember(*one.sensitive())
+        if bound.kind == "header":
+            return _with(bare, bound.field.encode(), one.value)
+        if bound.kind == "query":
+            rest = [part for part in bare.query.split("&") if part and unquote_plus(part.split("=")[0]) != bound.field]
+            field = f"{quote(bound.field, safe='')}={quote(value, safe='')}"
+            return msgspec.structs.replace(bare, query="&".join([*rest, field]))
+        if bound.kind == "basic":
+            return _with(bare, b"authorization", b"Basic " + base64.b64encode(one.value))
+        if bound.kind == "bearer":
+            return _with(bare, b"authorization", b"Bearer " + one.value)
+        if bound.kind == "sigv4":
+            return self._signed(one, bare, body, own.get("authorization", ""))
+        token = await self._tokens.token(one.name, one.version, oauth_client(value))
+        self._remember(token)
+        return _with(bare, b"authorization", f"Bearer {token}".encode())
+
+    def _signed(self, one: Held, head: RequestHead, body: Body, authorization: str) -> RequestHead:
+        keys = aws_keys(one.value.decode())
+        scope = sigv4.scope_of(keys, head.host, authorization, head.query)
+        if scope is None:
+            raise _unsigned(one, "nothing names its region and service; add them to the secret")
+        announced = (head.get(b"x-amz-content-sha256") or b"").decode("latin-1")
+        if announced.startswith("STREAMING-AWS4-"):
+            raise _unsigned(one, "its chunks are signed one by one; switch payload signing off")
+        if announced.startswith(("UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD")):
+            payload = announced
+        elif body.complete:
+            payload = hashlib.sha256(body.data).hexdigest()
+        elif announced:
+            payload = announced
+        else:
+            raise _unsigned(one, "its body is too long to be signed; send x-amz-content-sha256 with it")
+        if announced != payload:
+            kept = tuple(pair for pair in head.headers if pair[0] != b"x-amz-content-sha256")
+            head = msgspec.structs.replace(head, headers=kept)
+        at = datetime.datetime.fromtimestamp(self._clock.now() / 1e6, datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+        signed = sigv4.sign(
+            keys,
+            scope,
+            method=head.method,
+            authority=head.authority,
+            path=head.path,
+            query=head.query,
+            headers=head.headers,
+            payload=payload,
+            at=at,
+            also=sigv4.signed_names(authorization),
+        )
+        return msgspec.structs.replace(head, headers=signed.headers, query=signed.query)
+
+    def _remember(self, *texts: str) -> None:
+        for text in texts:
+            self._sent.pop(text, None)
+            self._sent[text] = None
+        while len(self._sent) > _REMEMBERED:
+            del self._sent[next(iter(self._sent))]
+
+    async def _scrubber(self, held: dict[str, Held]) -> Secrets:
+        texts = tuple(sorted({*self._sent, *(text for one in held.values() for text in one.sensitive())}))
+        async with self._lock:
+            if self._built is None or self._built[0] != texts:
+                # Many secrets take a while: not on the event loop.
+                try:
+                    self._built = (texts, await asyncio.to_thread(self._build, texts))
+                except ValueError as error:
+                    raise Refused(f"{error}; remove some of them", kind="credential", status=503) from None
+            return self._built[1]
+
+
+def _with(head: RequestHead, name: bytes, value: bytes) -> RequestHead:
+    kept = tuple(pair for pair in head.headers if pair[0] != name)
+    return msgspec.structs.replace(head, headers=(*kept, (name, value)))
+
+
+def _without_placeholders(head: RequestHead) -> RequestHead:
+    mark = PLACEHOLDER.encode()
+    kept: Headers = tuple(pair for pair in head.headers if mark not in pair[1] and not _hidden(pair[1], mark))
+    query = "&".join(part for part in head.query.split("&") if PLACEHOLDER not in part)
+    return msgspec.structs.replace(head, headers=kept, query=query)
+
+
+def _hidden(value: bytes, mark: bytes) -> bool:
+    """Whether basic authentication holds a placeholder."""
+    scheme, _, coded = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return False
+    try:
+        return mark in base64.b64decode(coded, validate=True)
+    except ValueError:
+        return False
+
+
+def _unsigned(one: Held, why: str) -> Refused:
+    return Refused(
+        f"the request cannot be signed with the secret {one.name}: {why}.",
+        kind="credential",
+        rule=f"secrets:{one.name}",
+    )
