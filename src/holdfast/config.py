@@ -28,7 +28,7 @@ OWN_VARIABLES = {
     "HOLDFAST_DEBUG": "`1`: show the traceback of an unexpected error.",
 }
 """Variables that are no setting."""
-INNER_VARIABLES = frozenset({"HOLDFAST_CHANNEL", "HOLDFAST_RUN_ID"})
+INNER_VARIABLES = frozenset({"HOLDFAST_CHANNEL", "HOLDFAST_EGRESS", "HOLDFAST_RUN_ID"})
 """Variables that a worker finds inside its boundary."""
 
 
@@ -98,11 +98,37 @@ class ConnectorSettings(Section, frozen=True, kw_only=True):
     """Folder of the file that names it: its working directory."""
 
 
+class EgressSettings(Section, frozen=True, kw_only=True):
+    """What agents may reach."""
+
+    allow_private: Annotated[
+        tuple[str, ...],
+        kinds.TEXTS,
+        "`host:port` of private addresses that an agent may reach when a policy allows them too",
+    ] = ()
+    resolve: Annotated[
+        tuple[str, ...], kinds.TEXTS, "`name=address`: where a name leads, instead of what DNS says"
+    ] = ()
+    roots: Annotated[tuple[Path, ...], kinds.PATHS, "PEM files of further authorities that may sign servers"] = ()
+    passthrough: Annotated[
+        tuple[str, ...],
+        kinds.TEXTS,
+        "hosts (`*` stands for any part) whose TLS is relayed unseen: no credentials, and the record says so",
+    ] = ()
+    idempotency: Annotated[
+        tuple[str, ...],
+        kinds.TEXTS,
+        "hosts that heed `Idempotency-Key`: requests to them get one, and may be sent again after a crash",
+    ] = ()
+    dial: Annotated[int, kinds.DURATION, "how long connecting and sending a request may take"] = 5_000_000
+
+
 class TenantSettings(Section, frozen=True, kw_only=True):
     """What belongs to one tenant. The top level is the default tenant's."""
 
     connectors: Annotated[dict[str, ConnectorSettings], kinds.table(ConnectorSettings), "by name"] = {}
     policies: Annotated[tuple[Path, ...], kinds.PATHS, "policy files that tighten the organisation's"] = ()
+    egress: Annotated[EgressSettings, kinds.section(EgressSettings), "what its agents may reach"] = EgressSettings()
 
 
 class AgentSettings(Section, frozen=True, kw_only=True):
@@ -163,16 +189,6 @@ class NodeSettings(Section, frozen=True, kw_only=True):
     max_value: Annotated[int, kinds.SIZE, "size of one recorded value"] = 8 << 20
 
 
-class EgressSettings(Section, frozen=True, kw_only=True):
-    """What agents may reach."""
-
-    allow_private: Annotated[
-        tuple[str, ...],
-        kinds.TEXTS,
-        "`host:port` of private addresses that an agent may reach when a policy allows them too",
-    ] = ()
-
-
 class Settings(Section, frozen=True, kw_only=True):
     """All settings."""
 
@@ -199,6 +215,10 @@ class Settings(Section, frozen=True, kw_only=True):
         """Connectors of a tenant, by name. Nothing is shared: the top level is the default tenant's alone."""
         own = self.tenants.get(tenant, TenantSettings()).connectors
         return {**self.connectors, **own} if tenant == "default" else own
+
+    def egress_of(self, tenant: str) -> EgressSettings:
+        """What a tenant's agents may reach. The top level is the default tenant's alone."""
+        return self.egress if tenant == "default" else self.tenants.get(tenant, TenantSettings()).egress
 
 
 PLAIN: dict[str, type[Section]] = {

@@ -30,7 +30,9 @@ class Kind(msgspec.Struct, frozen=True):
     """From a variable; None: the key has none."""
     write: Callable[[Any], str] = str
     item: type[msgspec.Struct] | None = None
-    """table: what stands under each name."""
+    """table: what stands under each name; section: what it is."""
+    single: bool = False
+    """section: one table, not one for each name."""
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -218,6 +220,11 @@ def table(item: type[msgspec.Struct]) -> Kind:
     return Kind("tables", lambda value, base: value, None, item=item)
 
 
+def section(item: type[msgspec.Struct]) -> Kind:
+    """One table below a name."""
+    return Kind("table", lambda value, base: value, None, item=item, single=True)
+
+
 def _list(value: Iterable[Any]) -> str:
     return ", ".join(str(item) for item in value)
 
@@ -304,7 +311,8 @@ class Reader:
                 raise self.error(at, f"{where} {key} is not a setting", nearest(key, specs))
             spec = specs[key]
             if spec.kind.item is not None:
-                values[key] = self.named(spec.kind.item, value, at)
+                read = self.struct if spec.kind.single else self.named
+                values[key] = read(spec.kind.item, value, at)
                 continue
             try:
                 values[key] = spec.kind.parse(value, self._base)

@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 from holdfast.agent.egress import scope_here, way
 from holdfast.errors import DeniedError, StepError, StepTimeout, UsageError
 
-DENIED = "holdfast-denied"
+DENIED = "x-holdfast-rule"
 """Header of an answer that the proxy itself gave: the rule's id. The proxy takes it out of all others."""
 TIMEOUT = 60.0
 MAX_REDIRECTS = 20

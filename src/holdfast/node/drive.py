@@ -6,10 +6,7 @@ import asyncio
 import contextlib
 from typing import Any, TypeVar
 
-import msgspec
-
 from holdfast import wire
-from holdfast.action import Action, Outcome, Settlement
 from holdfast.action import Kill as StandingKill
 from holdfast.errors import HoldfastError, IsolationError, PayloadError, ProtocolError, StoreError
 from holdfast.gate import Control, Fenced
@@ -19,21 +16,20 @@ from holdfast.journal.fold import fold
 from holdfast.log import Log
 from holdfast.node import children, compensate, deadlines, keep, models, steps, tools, waits
 from holdfast.node.anew import begin_anew
-from holdfast.node.bundles import keep_up
+from holdfast.node.bundles import catch_up, keep_up
 from holdfast.node.channel import Channel
+from holdfast.node.complete import complete
 from holdfast.node.deployment import materialise
-from holdfast.node.finish import finish
+from holdfast.node.finish import finish, left_open
 from holdfast.node.history import history
 from holdfast.node.inbox import Inbox, failing
 from holdfast.node.incarnation import Incarnation
 from holdfast.node.launch import launch, root_inside
 from holdfast.node.pressure import under_pressure
 from holdfast.node.recorder import Recorder
-from holdfast.node.run import Place, Run, Stop, doubt, never_again
+from holdfast.node.run import Run, Stop, doubt, never_again
 from holdfast.node.services import Services
-from holdfast.policy.decide import settlements
 from holdfast.sandbox.base import Boundary, Level, Limits
-from holdfast.values import load
 
 HANDLERS = (children, keep, models, steps, tools, waits)
 """The modules that register what a worker's messages do."""
@@ -162,9 +158,7 @@ class Driver:
         if state.undoing:
             raise compensate.resumed(state)
         if state.incarnation:
-            await keep_up(run, self._on_failure)
-            if run.stop.done():
-                raise run.stop.result()
+            await catch_up(run)
         if (late := deadlines.overdue(run)) is not None:
             raise late
         before = {record.id for record in state.waiting()}
@@ -243,9 +237,10 @@ class Driver:
         if input_ is None:
             raise Stop(Kind.RUN_FAILED, code="payload", message="the run's input was erased; it cannot go on")
         try:
-            self.boundary, outer = await launch(self._level, header, self._services.home, folder, self._limits)
+            self.boundary, outer, way = await launch(self._level, header, self._services.home, folder, self._limits)
         except IsolationError as error:
             raise Stop(Kind.RUN_FAILED, code=error.code, message=str(error)) from None
+        inc.way = self._services.egress.open(inc, way)
         inc.channel = await Channel.open(outer, inc.on_message, inc.on_end)
         await self._said(inc, inc.ready, "speak")
         if not inc.ready.done():
@@ -254,13 +249,8 @@ class Driver:
         if inc.number == 1:
             data |= run.beyond.labels.told(input_)
         started = run.recorder.draft(Kind.RUN_STARTED, data)
-        # What a dead incarnation had reserved is settled: sent calls in full, since what became of them is not known.
-        settle: list[Settlement] = []
-        for record in state.open():
-            sent = record.action.kind in ("llm", "tool")
-            settle += settlements(record.reservations, sent=sent)
         write = asyncio.ensure_future(
-            run.recorder.write(started, settle=tuple(settle), patch=Patch(status="running", set_ready=True))
+            run.recorder.write(started, settle=left_open(state), patch=Patch(status="running", set_ready=True))
         )
         inc.send(
             wire.Begin(
@@ -271,6 +261,7 @@ class Driver:
                 target=deployment.target,
                 workflow=header.workflow,
                 input=inc.channel.pack(input_),
+                settings=inc.way.settings(self._level.name),
             )
         )
         await write
@@ -345,11 +336,16 @@ class Driver:
             return False
         if not inc.parked():
             return False
+        await self._sleep(inc)
+        return True
+
+    async def _sleep(self, inc: Incarnation) -> None:
+        """The process is not needed until something wakes the run."""
+        run = self.run
         inc.close()
         data = {"waiting": [r.id for r in run.state.waiting()], **self._measured()}
         suspended = run.recorder.draft(Kind.RUN_SUSPENDED, data)
         await self._let_go("suspended", deadlines.wake_at(run), suspended)
-        return True
 
     def _grace_left(self) -> float:
         """A timer that is due soon is cheaper waited for than resumed from; short memory lets the process go now."""
@@ -416,6 +412,9 @@ class Driver:
         return None
 
     async def _stopped(self, stop: Stop, trace: str = "") -> bool:
+        if stop.kind == Kind.RUN_SUSPENDED and self._inc is not None:
+            await self._sleep(self._inc)
+            return False
         if stop.kind == Kind.WORKER_LOST and stop.code == "timeout":
             # A step overran: its process goes, the run does not.
             if self._inc is not None:
@@ -431,29 +430,10 @@ class Driver:
         return False
 
     async def _complete(self, value: bytes) -> bool:
-        """The workflow returned: its output passes its gate, and the run ends with the same commit."""
-        run = self.run
-        action = Action(kind="output", name=run.header.workflow, id="output", args={"value": load(value)})
-        # Not among the workflow's own calls: a replay does not ask for it.
-        at = Place("output", "output", 0)
-        while True:
-            passage = await run.decide(action, at, value)
-            verdict = passage.verdict
-            stored = msgspec.structs.replace(action, args={})
-            data = {"action": stored, "facts": passage.facts, "verdict": verdict, **self._measured()}
-            if not verdict.allowed:
-                if verdict.outcome is Outcome.REQUIRE_APPROVAL:
-                    passage = await run.gate(action, at, value)
-                    if passage.written is not None:
-                        continue
-                else:
-                    run.note_verdict(action, at, passage, value)
-                stop = Stop(Kind.RUN_DENIED, code="denied", message=passage.verdict.reason, rule=passage.verdict.rule)
-                await self._conclude(stop)
-                return False
-            if await finish(run, Kind.RUN_COMPLETED, data, {"output": value}, generation=passage.facts.kill_generation):
-                return False
-            run.control.refresh()
+        """The workflow returned."""
+        if (stop := await complete(self.run, value, self._measured())) is not None:
+            await self._conclude(stop)
+        return False
 
     async def _conclude(self, stop: Stop, trace: str = "") -> None:
         """The run stops: for good, or until a person settles what is open."""

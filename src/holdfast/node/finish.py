@@ -7,7 +7,8 @@ from typing import Any
 from holdfast.action import Settlement
 from holdfast.journal.base import Appended, InboxItem, Patch
 from holdfast.journal.event import Kind, Witness
-from holdfast.node.run import Run
+from holdfast.journal.fold import RunState
+from holdfast.node.run import SENT, Run
 from holdfast.policy.decide import settlements
 
 STATUS = {
@@ -26,9 +27,6 @@ async def finish(
     """Write a run's last event, settle what it still held, tell its parent; False when a kill came first."""
     state, header = run.state, run.header
     await run.recorder.flush()
-    settle: list[Settlement] = []
-    for record in state.open():
-        settle += settlements(record.reservations, sent=record.action.kind in ("llm", "tool"))
     deliver: tuple[InboxItem, ...] = ()
     if header.parent:
         told = {"run": header.stream, "status": STATUS[kind], "message": data.get("message", "")}
@@ -48,7 +46,7 @@ async def finish(
     witness = Witness.BOUNDARY if kind in (Kind.RUN_COMPLETED, Kind.RUN_FAILED) else Witness.NODE
     result = await run.recorder.write(
         run.recorder.draft(kind, data, payloads, witness=witness),
-        settle=tuple(settle),
+        settle=left_open(state),
         kill_generation=generation,
         deliver=deliver,
         patch=Patch(status=STATUS[kind], ready_at=None, set_ready=True, release=True),
@@ -56,3 +54,12 @@ async def finish(
     if isinstance(result, Appended) and header.parent:
         run.services.nudge(header.parent)
     return isinstance(result, Appended)
+
+
+def left_open(state: RunState) -> tuple[Settlement, ...]:
+    """What settles calls that have an intent and no outcome: in full where they may have left."""
+    return tuple(
+        settlement
+        for record in state.open()
+        for settlement in settlements(record.reservations, sent=record.action.kind in SENT)
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from holdfast import wire
 from holdfast.action import Action, Outcome
@@ -29,6 +29,16 @@ MAX_LOG = 16 << 10
 """Bytes of one line of the author's log that are kept."""
 
 
+class WayOut(Protocol):
+    """A process's connections to the egress proxy."""
+
+    def settings(self, level: str) -> dict[str, str]:
+        """What the worker is told of it."""
+
+    def close(self) -> None:
+        """End them all."""
+
+
 class Incarnation:
     """A worker, seen from the node."""
 
@@ -36,6 +46,8 @@ class Incarnation:
         self.run = run
         self.number = number
         self.channel: Channel | None = None
+        self.way: WayOut | None = None
+        """The process's way to the egress proxy (:mod:`holdfast.node.egress`)."""
         self.scopes: dict[int, Scope] = {0: Scope()}
         self.places: dict[int, Place] = {}
         """Calls that are open, by their number on the wire."""
@@ -106,6 +118,8 @@ class Incarnation:
             body.stop()
         if self.channel is not None:
             self.channel.close()
+        if self.way is not None:
+            self.way.close()
 
     # calls
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from holdfast.agent.egress import VARIABLE
 from holdfast.journal.base import Header
 from holdfast.sandbox.base import Boundary, Channel, Label, Level, Limits, Mount, Spec
 from holdfast.sandbox.interpreter import interpreter_mounts, worker_argv
@@ -16,29 +17,35 @@ CODE = Path("/code")
 
 async def launch(
     level: Level, header: Header, home: Path, folder: Path, limits: Limits
-) -> tuple[Boundary, socket.socket]:
-    """Start a run's worker; gives its boundary and the node's end of the channel.
+) -> tuple[Boundary, socket.socket, socket.socket]:
+    """Start a run's worker; gives its boundary and the node's ends of its two channels: the broker's and the egress's.
 
     Raises:
         IsolationError: the level cannot be had here.
     """
     outer, inner = socket.socketpair()
+    way, way_inner = socket.socketpair()
     spec = Spec(
         argv=worker_argv("holdfast.agent.worker"),
         label=Label(tenant=header.tenant, agent=header.agent, workflow=header.workflow, run=header.stream),
         home=home,
         mounts=(*interpreter_mounts(), Mount(source=folder, target=CODE)),
         env=_environment(header.stream),
-        channels=(Channel(variable="HOLDFAST_CHANNEL", inner=inner),),
+        channels=(
+            Channel(variable="HOLDFAST_CHANNEL", inner=inner),
+            Channel(variable=VARIABLE, inner=way_inner),
+        ),
         limits=limits,
     )
     try:
-        return await level.start(spec), outer
+        return await level.start(spec), outer, way
     except BaseException:
         outer.close()
+        way.close()
         raise
     finally:
         inner.close()
+        way_inner.close()
 
 
 def root_inside(level: Level, folder: Path) -> str:

@@ -1,0 +1,190 @@
+"""The node's way out for its runs: a proxy connection for each that the inside asks for, guarded by tenant.
+
+What carries requests is imported with the first connection: most runs reach nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import TYPE_CHECKING
+
+from holdfast.agent.egress import GIVEN, REFUSED
+from holdfast.config import EgressSettings, Settings
+from holdfast.errors import HoldfastError
+from holdfast.log import Log
+from holdfast.node.effects import Ledger
+from holdfast.node.incarnation import Incarnation
+
+if TYPE_CHECKING:
+    from holdfast.egress.guard import TenantGuard
+    from holdfast.egress.outlet import Outlet
+    from holdfast.egress.stream import Sweeper
+    from holdfast.egress.tls import Authority
+    from holdfast.egress.upstream import Pool
+
+MAX_CONNECTIONS = 256
+"""Connections that one boundary may have to the proxy at once."""
+OWN_LOOPBACK = frozenset({"namespace", "container", "gvisor"})
+"""Levels whose boundaries have a loopback of their own, on which a relay can listen for any program inside."""
+log = Log(__name__)
+
+
+class Tenant:
+    """What the runs of one tenant share, and no other tenant: names looked up, and idle connections."""
+
+    def __init__(self, settings: EgressSettings) -> None:
+        from holdfast.egress.guard import TenantGuard
+        from holdfast.egress.tls import upstream_context
+        from holdfast.egress.upstream import Pool
+
+        self.settings = settings
+        resolve = {name: [address] for name, _, address in (entry.partition("=") for entry in settings.resolve)}
+        self.guard: TenantGuard = TenantGuard(allow_private=settings.allow_private, resolve=resolve)
+        self.pool: Pool = Pool()
+        self._tls: ssl.SSLContext | None = None
+        self._upstream_context = upstream_context
+
+    def tls(self) -> ssl.SSLContext:
+        """How this tenant's upstreams are verified."""
+        if self._tls is None:
+            self._tls = self._upstream_context(tuple(map(str, self.settings.roots)))
+        return self._tls
+
+
+class Egress:
+    """The egress of one node. Belongs to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._tenants: dict[str, Tenant] = {}
+        self._sweeper: Sweeper | None = None
+
+    def open(self, inc: Incarnation, outer: socket.socket) -> Way:
+        """Serve the egress channel of a run's process until :meth:`Way.close`."""
+        return Way(self, inc, outer)
+
+    def tenant(self, name: str) -> Tenant:
+        """A tenant's share.
+
+        Raises:
+            ConfigError: its settings cannot be used.
+        """
+        found = self._tenants.get(name)
+        if found is None:
+            found = self._tenants[name] = Tenant(self._settings.egress_of(name))
+        return found
+
+    @property
+    def sweeper(self) -> Sweeper:
+        """What ends waits that last too long."""
+        if self._sweeper is None:
+            from holdfast.egress.stream import Sweeper
+
+            self._sweeper = Sweeper()
+        return self._sweeper
+
+
+class Way:
+    """The node's end of one egress channel."""
+
+    def __init__(self, egress: Egress, inc: Incarnation, outer: socket.socket) -> None:
+        self._egress = egress
+        self._inc = inc
+        self._outer = outer
+        self._ledger = Ledger()
+        self._outlets: list[Outlet] = []
+        self._joining: set[asyncio.Task[None]] = set()
+        self._asked = bytearray()
+        self._authority: Authority | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        outer.setblocking(False)
+        self._loop.add_reader(outer.fileno(), self._read)
+
+    def settings(self, level: str) -> dict[str, str]:
+        """What the worker is told: whether to relay, and the certificate authority to trust."""
+        if level not in OWN_LOOPBACK:
+            return {}
+        if not self._listed():
+            return {"relay": "1"}
+        from holdfast.egress.tls import Authority
+
+        self._authority = Authority(self._inc.run.header.stream)
+        return {"relay": "1", "authority": self._authority.pem.decode()}
+
+    def _listed(self) -> bool:
+        """Whether anything may be reachable at all: only then an authority is worth making."""
+        return any(rule.category.name == "egress_allowlist" for rule in self._inc.run.bundle.rules)
+
+    def _read(self) -> None:
+        try:
+            data = self._outer.recv(1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._asked += data
+        while len(self._asked) >= 4 and not self._closed:
+            scope = int.from_bytes(self._asked[:4], "big")
+            del self._asked[:4]
+            self._give(scope)
+
+    def _give(self, scope: int) -> None:
+        self._outlets = [outlet for outlet in self._outlets if outlet.clients]
+        try:
+            if len(self._outlets) + len(self._joining) >= MAX_CONNECTIONS:
+                self._outer.send(REFUSED)
+                return
+            ours, theirs = socket.socketpair()
+            with theirs:
+                socket.send_fds(self._outer, [GIVEN], [theirs.fileno()])
+        except OSError:
+            # It asks and does not take: a worker that does not read harms its own way out only.
+            self.close()
+            return
+        ours.setblocking(False)
+        task = self._loop.create_task(self._join(ours, scope))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    async def _join(self, ours: socket.socket, scope: int) -> None:
+        from holdfast.egress.proxy import Client
+
+        try:
+            outlet = self._outlet(scope)
+        except HoldfastError as error:
+            log.error("no way out for a run", run=self._inc.run.state.run, reason=str(error))
+            ours.close()
+            return
+        self._outlets.append(outlet)
+        await self._loop.connect_accepted_socket(lambda: Client(outlet), ours)
+
+    def _outlet(self, scope: int) -> Outlet:
+        from holdfast.egress.outlet import Outlet
+        from holdfast.node.door import RunDoor
+
+        tenant = self._egress.tenant(self._inc.run.header.tenant)
+        door = RunDoor(self._inc, self._ledger, scope, tenant.settings, None)
+        return Outlet(
+            door=door,
+            guard=tenant.guard,
+            pool=tenant.pool,
+            sweeper=self._egress.sweeper,
+            authority=self._authority,
+            upstream_tls=tenant.tls(),
+        )
+
+    def close(self) -> None:
+        """End every connection at once."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._outer.fileno())
+        self._outer.close()
+        for outlet in self._outlets:
+            outlet.stop()
