@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-
 from holdfast.sandbox.base import Limits
 from holdfast.sandbox.cgroup import Cgroups, Group
 
