@@ -119,7 +119,34 @@ def load(home: Path) -> PrivateKey:
         AuditError: it is missing, open to others, or damaged; says what to do.
     """
     path = home / KEY_FILE
-    text = _read(path, f"Restore {path} from a backup; a new key cannot sign on for the old heads.")
+    return load_private(path, f"Restore {path} from a backup; a new key cannot sign on for the old heads.")
+
+
+def create(path: Path) -> PrivateKey:
+    """A new key in a file of its own, with the public one in ``path.pub``.
+
+    Raises:
+        AuditError: there is a file of that name.
+        StoreError: it cannot be written.
+    """
+    key, public = PrivateKey(secrets.token_bytes(32)), path.with_name(path.name + ".pub")
+    if taken := next((one for one in (path, public) if one.exists()), None):
+        raise AuditError(f"{taken} exists. Name another file: a key that is overwritten is gone.")
+    try:
+        _create(path, key.line().encode(), 0o600)
+        _create(public, key.public.line().encode(), 0o644)
+    except OSError as error:
+        raise StoreError(f"the key {path} cannot be made: {error.strerror}. Name a folder that is writable.") from None
+    return key
+
+
+def load_private(path: Path, cure: str = "Make one with: holdfast policy key FILE") -> PrivateKey:
+    """The private key in a file. ``cure``: what to do when there is none.
+
+    Raises:
+        AuditError: it is missing, open to others, or damaged; says what to do.
+    """
+    text = _read(path, cure)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise AuditError(f"the audit key {path} can be read by others. Run: chmod 600 {path}")
     parts = text.split("+", 4)

@@ -167,26 +167,24 @@ def _print(stack: Sequence[Layer]) -> Print:
 
 
 async def keep_up(run: Run, failed: Callable[[HoldfastError], None]) -> None:
-    """Let a run go on under the policies in force now, as far as these reach runs in flight."""
-    standing = await run.services.standing(run.header)
-    if standing is None or run.stop.done():
-        return
+    """As :func:`catch_up`, for a run that is under way."""
     try:
-        await adopt(run, standing)
+        await catch_up(run)
     except Stop as stop:
         run.end(stop)
     except HoldfastError as error:
         failed(error)
 
 
-async def adopt(run: Run, standing: Bundle) -> None:
-    """Let a run go on under what other policies change for it: recorded first, then in force for each decision.
+async def catch_up(run: Run) -> None:
+    """Let a run go on under what policies in force now change for it: recorded first, then in force for each decision.
 
     Raises:
         Stop: a rule that is in force at once ends the run.
         Fenced, StoreError: it cannot be recorded.
     """
-    change = shift(run.bundle, standing)
+    standing = await run.services.standing(run.header)
+    change = shift(run.bundle, standing) if standing is not None and not run.stop.done() else None
     if change is None:
         return
     run.services.store.put_blobs({change.bundle.digest: change.bundle.to_bytes()})

@@ -16,17 +16,20 @@ from holdfast.audit import keys
 from holdfast.audit.heads import HeadKeeper
 from holdfast.clock import Clock, SystemClock
 from holdfast.config import Settings
+from holdfast.egress import vault
+from holdfast.egress.bindings import Binding
 from holdfast.errors import HoldfastError, KilledError, UsageError
 from holdfast.journal.base import Store
 from holdfast.journal.event import Event, Kind
 from holdfast.journal.fold import FINAL
 from holdfast.journal.open import open_store
-from holdfast.node import lease, operate, show
+from holdfast.node import glass, lease, operate, show
 from holdfast.node.bundles import Bundles
 from holdfast.node.dispatch.local import nudge
 from holdfast.node.forking import fork
 from holdfast.node.submit import create_tenant, ensure_default, submit
 from holdfast.node.views import ApprovalView, DrillResult, KillResult, Principal, RunRow, RunView, TenantView
+from holdfast.policy.glass import Shown
 
 SYSTEM = Principal(name="holdfast", auth="system")
 CANARY = Path(__file__).parent.parent / "examples" / "canary.py"
@@ -268,6 +271,54 @@ class Service:
         self.lift(result.id, principal=principal)
         return DrillResult(kill_id=result.id, run_id=run, ms=result.ms)
 
+    # policies
+
+    def apply(self, policies: Bundles, *, principal: Principal) -> list[tuple[str, str]]:
+        """Keep the bundle that is in force for each tenant, and record who put it in force; gives the digests.
+
+        Raises:
+            PolicyFileError: a file is wrong.
+        """
+        found = []
+        for tenant in self.tenants():
+            bundle = policies.of(tenant.name, "")
+            self.store.put_blobs({bundle.digest: bundle.to_bytes()})
+            data = {"bundle": bundle.digest, "rules": [rule.id for rule in bundle.rules]}
+            kind = Kind.BUNDLE_PINNED
+            self._committed(operate.write_control(self.store, self._clock, tenant.name, kind, data, principal))
+            found.append((tenant.name, bundle.digest))
+        nudge(self._home)
+        return found
+
+    def glass_ask(
+        self, tenant: str, reason: str, for_us: int, review_within_us: int, people: int, *, principal: Principal
+    ) -> Shown:
+        """Ask for the glass to be broken (:func:`holdfast.node.glass.ask`)."""
+        asked = glass.ask(self.store, self._clock, tenant, reason, for_us, review_within_us, people, principal)
+        return self._broken(asked)
+
+    def glass_join(self, tenant: str, id_: str, *, principal: Principal) -> Shown:
+        """Join somebody who asked (:func:`holdfast.node.glass.join`)."""
+        return self._broken(glass.join(self.store, self._clock, tenant, id_, principal))
+
+    def glass_close(self, tenant: str, id_: str, *, principal: Principal) -> Shown:
+        """End a glass before its time (:func:`holdfast.node.glass.close`)."""
+        return self._broken(glass.close(self.store, self._clock, tenant, id_, principal))
+
+    def glass_review(self, tenant: str, id_: str, note: str, *, principal: Principal) -> Shown:
+        """Record a review (:func:`holdfast.node.glass.review`)."""
+        return self._broken(glass.review(self.store, self._clock, tenant, id_, note, principal))
+
+    def glasses(self, tenant: str) -> list[Shown]:
+        """A tenant's glasses, newest first."""
+        return list(glass.Glasses(self.store).ledger(tenant).glasses.values())[::-1]
+
+    def _broken(self, done: tuple[Shown, tuple[Event, ...]]) -> Shown:
+        shown, events = done
+        self._committed(events)
+        nudge(self._home)
+        return shown
+
     # tenants
 
     def create_tenant(self, name: str, region: str, *, principal: Principal) -> None:
@@ -289,6 +340,26 @@ class Service:
             for t in self.store.tenants()
             if t.name != "*"
         ]
+
+    # secrets
+
+    def set_secret(self, tenant: str, name: str, bound: Binding, value: bytes, *, principal: Principal) -> int:
+        """Set or rotate a secret; gives its version (:func:`holdfast.egress.vault.set_secret`)."""
+        events = vault.set_secret(
+            self.store, self._clock, tenant, name, bound, value, principal=principal.name, auth=principal.auth
+        )
+        self._committed(events)
+        return events[-1].seq
+
+    def remove_secret(self, tenant: str, name: str, *, principal: Principal) -> None:
+        """Destroy a secret (:func:`holdfast.egress.vault.remove_secret`)."""
+        self._committed(
+            vault.remove_secret(self.store, self._clock, tenant, name, principal=principal.name, auth=principal.auth)
+        )
+
+    def secrets(self, tenant: str) -> list[vault.Listed]:
+        """A tenant's secrets, without values."""
+        return vault.list_secrets(self.store, tenant)
 
     # serving
 
