@@ -11,8 +11,8 @@ PSI = Path("/proc/pressure/memory")
 MEMINFO = Path("/proc/meminfo")
 STALLED = 10.0
 """Percent of the last ten seconds in which some task waited for memory (PSI, ``some avg10``)."""
-ROOMY = 0.5
-"""Share of the memory above which such stalls are a boundary's own, at its own limit, and not the host's."""
+ROOMY = 0.25
+"""Share of the machine's memory above which such stalls are a boundary's own, at its own limit, and not the host's."""
 SCARCE = 0.1
 """Share of the memory that is still available, below which it is scarce."""
 
@@ -23,10 +23,10 @@ def under_pressure(
     """Whether memory is short: tasks stall for it, or little is left, of the host's or of this node's own control
     group's. What cannot be read says nothing."""
     available = _available(meminfo)
-    if (held := group()) is not None:
-        limit, used = held
-        available = min(available, 1 - used / limit)
-    return available < SCARCE or (available < ROOMY and _stalled(psi) >= STALLED)
+    if available < SCARCE or (available < ROOMY and _stalled(psi) >= STALLED):
+        return True
+    held = group()
+    return held is not None and 1 - held[1] / held[0] < SCARCE
 
 
 def machine_memory(meminfo: Path = MEMINFO) -> int:

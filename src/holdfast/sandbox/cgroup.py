@@ -336,8 +336,9 @@ def own_memory(proc: Path = Path("/proc")) -> tuple[int, int] | None:
         for folder in (below, *(above for above in below.parents if above.is_relative_to(path))):
             if limit := _number(folder / names[0]):
                 stat = _fields(folder, "memory.stat")
-                idle = stat.get("total_inactive_file", stat.get("inactive_file", 0))
-                found.append((limit, max(_number(folder / names[1]) - idle, 0)))
+                names_of_caches = [("total_" if which else "") + name for name in ("inactive_file", "active_file")]
+                caches = sum(stat.get(name, 0) for name in names_of_caches)
+                found.append((limit, max(_number(folder / names[1]) - caches, 0)))
     return min(found, default=None)
 
 

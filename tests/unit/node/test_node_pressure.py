@@ -14,8 +14,8 @@ from holdfast.node.pressure import machine_memory, under_pressure
     [
         ("some avg10=0.00 avg60=0.00 avg300=0.00 total=1", 50, False),
         ("some avg10=9.99 avg60=0.00 avg300=0.00 total=1", 50, False),
-        ("some avg10=10.00 avg60=0.00 avg300=0.00 total=1", 49, True),
-        ("some avg10=90.00 avg60=0.00 avg300=0.00 total=1", 50, False),
+        ("some avg10=10.00 avg60=0.00 avg300=0.00 total=1", 24, True),
+        ("some avg10=90.00 avg60=0.00 avg300=0.00 total=1", 25, False),
         ("some avg10=0.00 avg60=0.00 avg300=0.00 total=1", 9, True),
         ("some avg10=0.00 avg60=0.00 avg300=0.00 total=1", 10, False),
         ("unreadable", 50, False),
