@@ -14,7 +14,22 @@ from typing import Annotated, Any
 import typer
 
 from holdfast import config
-from holdfast.cli import approvals, audit, demo, doctor, exits, kill, output, policy, run, runs, sandbox, serve, tenant
+from holdfast.cli import (
+    approvals,
+    audit,
+    demo,
+    doctor,
+    exits,
+    kill,
+    output,
+    policy,
+    run,
+    runs,
+    sandbox,
+    secrets,
+    serve,
+    tenant,
+)
 from holdfast.errors import HoldfastError
 
 app = typer.Typer(
@@ -35,6 +50,7 @@ for _name, _noun in (
     ("policy", policy),
     ("audit", audit),
     ("sandbox", sandbox),
+    ("secrets", secrets),
 ):
     app.add_typer(_noun.app, name=_name, rich_help_panel=None)
 app.command("doctor")(doctor.doctor)
