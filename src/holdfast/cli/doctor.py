@@ -14,7 +14,7 @@ import typer
 
 from holdfast import config
 from holdfast import settings_kinds as kinds
-from holdfast.cli import exits, opening, output
+from holdfast.cli import doctor_memory, exits, opening, output
 from holdfast.errors import HoldfastError
 
 
@@ -24,8 +24,10 @@ def doctor(json: opening.Json = False) -> None:
     settings = config.load(home)
     shown = list(settings_shown(settings))
     checks = [_check(name, probe) for name, probe in _checks(settings, home)]
+    capacity = doctor_memory.capacity(settings, home)
     if json:
-        output.emit({"home": str(home), "file": str(settings.file or "") or None, "settings": shown, "checks": checks})
+        found = {"home": str(home), "file": str(settings.file or "") or None, "settings": shown, "checks": checks}
+        output.emit({**found, "capacity": capacity})
     else:
         output.say(f"home  {home}")
         output.say(f"file  {settings.file or f'none ({config.FILE} in the working directory or the home)'}")
@@ -35,6 +37,8 @@ def doctor(json: opening.Json = False) -> None:
             mark = "ok  " if item["ok"] else "FAIL"
             cure = f"; {item['cure']}" if item["cure"] else ""
             output.say(f"{mark}  {item['name']}: {item['detail']}{cure}", "" if item["ok"] else "red")
+        for line in doctor_memory.lines(capacity):
+            output.say(line)
     if not all(item["ok"] for item in checks):
         raise typer.Exit(exits.FAILED)
 
@@ -98,6 +102,7 @@ def _checks(settings: config.Settings, home: Path) -> Iterator[tuple[str, Callab
     yield "model", lambda: _model(settings)
     yield "policies", lambda: _policies(settings)
     yield "boundary", lambda: _boundary(settings)
+    yield "memory", lambda: _memory(settings)
 
 
 def _python() -> str:
@@ -148,6 +153,18 @@ def _boundary(settings: config.Settings) -> str:
     if not found.available:
         raise Found(f"{wanted} is not to be had: {found.reason}", found.cure)
     return f"{wanted} started in {found.seconds * 1000:.0f} ms"
+
+
+def _memory(settings: config.Settings) -> str:
+    from holdfast.node.admission import node_memory
+
+    memory, source = node_memory(settings)
+    if memory <= settings.node.overhead:
+        raise Found(
+            f"{kinds.write_size(memory)} ({source}) leave nothing for runs beside [node] overhead",
+            "lower [node] overhead, or give the node more memory",
+        )
+    return f"{doctor_memory.shown(memory - settings.node.overhead)} for runs, of {doctor_memory.shown(memory)} ({source})"
 
 
 def _model(settings: config.Settings) -> str:

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from holdfast.action import Glass
 from holdfast.audit import keys
 from holdfast.audit.heads import HeadKeeper
@@ -129,8 +131,11 @@ class Node:
         self._writer.start()
         self._heads.start()
         self.lease.register(self._side)
-        self._nudges = await Nudges.listen(self.home, self.lease.node, self._look)
+        self._nudges = await Nudges.listen(self.home, self.lease.node, self._look, self._metrics)
         self._watch.start()
+
+    def _metrics(self) -> bytes:
+        return msgspec.json.encode({"node": self.lease.node, "serves": not self._root, **self.admission.metrics()})
 
     async def serve(self, until: asyncio.Event) -> None:
         """Drive whatever becomes ready until ``until`` is set."""
