@@ -42,6 +42,10 @@ crash: $(STAMP)
 admission: $(STAMP)
 	@HOLDFAST_ADMISSION_ALL=1 $(BIN)/python -m pytest tests/acceptance/test_acceptance_admission.py
 
+fuzz: $(STAMP)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check atheris
+	@$(BIN)/python -m holdfast.testing.egress_fuzz -max_total_time=$(or $(SECONDS),3600) -timeout=10
+
 docs: $(STAMP)
 	@$(BIN)/python -m holdfast.cli.reference docs/reference
 

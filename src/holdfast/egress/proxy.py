@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from holdfast.egress import answers, messages, tunnel
+from holdfast.egress import answers, messages, tunnel, websocket
 from holdfast.egress.base import Deny, Refused
 from holdfast.egress.client import Http1Asker
 from holdfast.egress.exchange import Exchange
@@ -77,6 +77,9 @@ async def requests(outlet: Outlet, asker: Http1Asker) -> None:
             if inner is None:
                 return
             asker = inner
+        elif head.upgrade:
+            await websocket.carry(outlet, asker, head)
+            return
         else:
             await Exchange(outlet, asker, head).run()
 
