@@ -132,3 +132,49 @@ def test_two_hundred_at_once_on_memory_for_forty(lab: Any) -> None:
         peaks.append(events[-1].data["memory_peak"])
     assert min(peaks) >= CEILING - MARGIN
     assert max(peaks) <= CEILING
+
+
+SMALL = """
+from holdfast import agent, workflow
+
+
+@agent(name="small")
+class Small:
+    @workflow
+    def run(self, ctx):
+        return 1
+"""
+
+
+def test_a_full_queue_refuses_and_harms_no_other_tenant(lab: Any) -> None:
+    lab.settings("[node]\nqueue = 2")
+    lab.write("agents.py", SMALL)
+    with lab.service() as service:
+        service.create_tenant("other", "us-east", principal=lab.person)
+    first = [lab.submit("agents.py:Small") for _ in range(2)]
+    shown = lab.json("run", "agents.py:Small", "--input", "{}", status=2)
+    assert shown["status"] == "refused"
+    assert "[node] queue" in shown["error"]
+    assert lab.kinds(shown["run_id"]) == ["run.refused"]
+    assert lab.run("agents.py:Small", tenant="other").status == "completed"
+    assert lab.drive(first[0]).status == "completed"
+    assert lab.run("agents.py:Small").status == "completed"
+    lab.verify()
+
+
+def test_doctor_tells_what_was_measured_and_what_a_node_admits(lab: Any) -> None:
+    lab.settings("[node]\nmemory = '4GiB'\noverhead = '1GiB'\n[sandbox]\nmemory = '512MiB'")
+    lab.write("agents.py", SMALL)
+    for _ in range(3):
+        assert lab.run("agents.py:Small").status == "completed"
+    found = lab.json("doctor")["capacity"]
+    assert (found["memory_bytes"], found["overhead_bytes"], found["per_host"]) == (4096 * MIB, 1024 * MIB, 6)
+    assert found["nodes"] == []
+    (agent,) = found["agents"]
+    assert (agent["tenant"], agent["agent"], agent["peaks"]) == ("default", "small", 3)
+    assert 0 < agent["ceiling"] < 512 * MIB
+    assert agent["per_host"] == 3072 * MIB // agent["ceiling"]
+    with lab.serving():
+        (node,) = lab.json("doctor")["capacity"]["nodes"]
+    assert (node["memory_bytes"], node["admitted_runs"], node["paused"]) == (4096 * MIB, 0, False)
+    assert "agents per host" in lab.cli("doctor").stdout

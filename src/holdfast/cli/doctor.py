@@ -164,7 +164,8 @@ def _memory(settings: config.Settings) -> str:
             f"{kinds.write_size(memory)} ({source}) leave nothing for runs beside [node] overhead",
             "lower [node] overhead, or give the node more memory",
         )
-    return f"{doctor_memory.shown(memory - settings.node.overhead)} for runs, of {doctor_memory.shown(memory)} ({source})"
+    free = doctor_memory.shown(memory - settings.node.overhead)
+    return f"{free} for runs, of {doctor_memory.shown(memory)} ({source})"
 
 
 def _model(settings: config.Settings) -> str:
