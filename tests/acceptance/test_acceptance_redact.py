@@ -1,4 +1,4 @@
-"""What a rule wants redacted never leaves: not to a connector, not to a model, nor where nothing can take it out."""
+"""What a rule wants redacted never leaves: not to a connector, not to a model, not to memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 AGENT = """
-from holdfast import DeniedError, agent, workflow
+from holdfast import agent, workflow
 
 CARD = "4111 1111 1111 1111"
 
@@ -29,12 +29,8 @@ class Careless:
     def main(self, ctx):
         said = ctx.llm.generate(f"Is {CARD} a valid card?", system=f"The card is {CARD}.")
         told = ctx.tool("echo", text=f"card {CARD}", nested=[{"card": CARD}])
-        try:
-            ctx.memory.set("card", CARD)
-            kept = True
-        except DeniedError as error:
-            kept = str(error)
-        return {"said": said, "told": told, "kept": kept}
+        ctx.memory.set("card", CARD)
+        return {"said": said, "told": told, "kept": ctx.memory.get("card")}
 """
 BANK = """
 def echo(text, nested):
@@ -73,7 +69,6 @@ def test_nothing_of_a_card_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert verify(service.store, home, run=None, tenant=None).ok
         sent = json.dumps([request.body for request in server.requests])
     assert len(server.requests) == 1
-    for text in (sent, json.dumps(view.output["told"])):
+    for text in (sent, json.dumps(view.output["told"]), view.output["kept"]):
         assert "4111 1111 1111 1111" not in text
         assert "1111" in text, "the last four stay"
-    assert "denied" in view.output["kept"]

@@ -92,7 +92,7 @@ class Judge:
 def arguments_of(event: Event) -> str:
     """Commitment to what was decided about; empty when there was nothing. An output is decided where the run ends."""
     payloads = event.payloads
-    return payloads.get("output" if event.kind == Kind.RUN_COMPLETED else "args", "")
+    return payloads.get("args") or payloads.get("output" if event.kind == Kind.RUN_COMPLETED else "args", "")
 
 
 def arguments(kind: str, payload: bytes) -> Mapping[str, Any]:

@@ -27,7 +27,8 @@ class Beyond:
     """The facts about one run that its own events do not count."""
 
     __slots__ = (
-        "_bundle", "_declassified", "_labels", "_named", "_now", "_pseudonyms", "_said", "_services", "_state", "labels",
+        "_bundle", "_declassified", "_labels", "_named", "_now", "_pseudonyms", "_said", "_services", "_state",
+        "labels",
     )  # fmt: skip
 
     def __init__(self, state: RunState, bundle: Bundle, services: Services) -> None:

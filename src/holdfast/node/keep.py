@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import uuid
 from collections.abc import Mapping
@@ -9,12 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from holdfast import wire
-from holdfast.action import Action
+from holdfast.action import Action, Verdict
 from holdfast.errors import PayloadError, ProtocolError, StepError
 from holdfast.journal.base import MemoryWrite
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record
 from holdfast.node.balance import balance
+from holdfast.node.content import handed
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.labels import keep, kept
 from holdfast.node.run import Place, idempotency_key
@@ -154,7 +156,6 @@ async def _memory(
         inc.reply(message.id, found)
         return
     written = value if message.operation == "set" else None
-    entry = keep(value, run.beyond.labels.leaving(tenant, run.header.region)) if written else None
     action = Action(
         kind="memory",
         name=message.operation,
@@ -162,14 +163,20 @@ async def _memory(
         args={"key": message.key, "value": load(value) if written else None},
         digest=sha,
     )
+
+    def writes(verdict: Verdict) -> tuple[MemoryWrite, ...]:
+        left = handed(action.args, verdict)
+        entry = keep(dump(left["value"]), run.beyond.labels.leaving(tenant, run.header.region)) if written else None
+        return (MemoryWrite(agent=agent, key=left["key"], value=entry),)
+
     passage = await run.gate(
         action,
         place,
-        dump({"key": message.key, "value": load(value) if written else None}),
+        dump(action.args),
         key=idempotency_key(run.state.run, place.id),
-        memory=(MemoryWrite(agent=agent, key=message.key, value=entry),),
-        outcome={"status": "ok"},
-        outcome_payloads={"result": b"null"},
+        memory=writes,
+        outcome=lambda _: ({}, {"result": b"null"}),
+        redacts=True,
     )
     if passage.written is None:
         inc.denied(message.id, passage)
@@ -214,21 +221,43 @@ async def _file(
         return
     _check_file(message, data, files)
     writes = message.operation == "write"
-    effect: dict[str, object] = {"file": message.name, "size": len(data)} if writes else {"deleted": message.name}
-    payloads = {"result": b"null"} | ({"data": data} if writes else {})
-    args = {"name": message.name, "size": len(data)}
+    args: dict[str, Any] = {"name": message.name, "size": len(data)}
+    if writes and run.bundle.reads("file"):
+        args["content"] = shown(data)
+
+    def written(verdict: Verdict) -> tuple[dict[str, Any], dict[str, bytes]]:
+        left = handed(args, verdict)
+        if not writes:
+            return {"effect": {"deleted": left["name"]}}, {"result": b"null"}
+        held = left["content"].encode() if verdict.redactions else data
+        return {"effect": {"file": left["name"], "size": len(held)}}, {"result": b"null", "data": held}
+
     passage = await run.gate(
         Action(kind="file", name=message.operation, id=place.id, args=args, digest=sha),
         place,
         dump(args),
         key=idempotency_key(run.state.run, place.id),
-        outcome={"status": "ok", "effect": effect},
-        outcome_payloads=payloads,
+        outcome=written,
+        redacts="content" in args and is_text(data),
     )
     if passage.written is None:
         inc.denied(message.id, passage)
     else:
         inc.reply(message.id, b"null")
+
+
+def is_text(data: bytes) -> bool:
+    """Whether they are text in UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def shown(data: bytes) -> str:
+    """What a file holds, as rules look at it: its text, or what is no text in base64, which they look behind."""
+    return data.decode() if is_text(data) else base64.b64encode(data).decode()
 
 
 def _check_file(message: wire.File, data: bytes, files: dict[str, tuple[str, int]]) -> None:

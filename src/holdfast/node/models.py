@@ -9,18 +9,21 @@ from typing import Any
 import msgspec
 
 from holdfast import wire
-from holdfast.action import Action, Effect, Verdict
+from holdfast.action import Action, Effect, Ended, Verdict
 from holdfast.errors import LLMError, ProtocolError, StepTimeout
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record
 from holdfast.llm.base import LLMFailure, LLMRequest, LLMResponse, Turn, Usage
 from holdfast.llm.prices import estimate_request
 from holdfast.llm.router import Route
+from holdfast.node.content import Cut, Judged, Window, look_after
 from holdfast.node.incarnation import Incarnation, call_digest, handles
-from holdfast.node.run import Place, idempotency_key
+from holdfast.node.run import Place, Run, idempotency_key
 from holdfast.node.steps import backoff_us
+from holdfast.node.tools import answer
 from holdfast.policy import redact
 from holdfast.policy.decide import settlements
+from holdfast.policy.pseudonyms import Pseudonyms
 from holdfast.values import dump, load
 
 OPERATIONS = frozenset({"generate", "chat", "classify", "extract"})
@@ -50,6 +53,8 @@ class Stream:
 
     async def send(self, text: str) -> None:
         """Send a piece on; waits while the worker has not taken what it got."""
+        if not text:
+            return
         while self._credit <= 0:
             self._more.clear()
             await self._more.wait()
@@ -84,15 +89,18 @@ def on_credit(inc: Incarnation, message: wire.Credit) -> None:
 
 async def _replay(inc: Incarnation, message: wire.Llm, record: Record) -> None:
     if message.stream and record.state == "done" and record.value is not None:
-        stream = Stream(inc, message.id, record.id)
-        inc.streams[message.id] = stream
-        try:
-            text = load(record.value)["text"]
-            for at in range(0, len(text), 65536):
-                await stream.send(text[at : at + 65536])
-        finally:
-            inc.streams.pop(message.id, None)
+        await _send_whole(inc, message.id, record.id, load(record.value)["text"])
     inc.serve(message.id, record)
+
+
+async def _send_whole(inc: Incarnation, number: int, id_: str, text: str) -> None:
+    stream = Stream(inc, number, id_)
+    inc.streams[number] = stream
+    try:
+        for at in range(0, len(text), 65536):
+            await stream.send(text[at : at + 65536])
+    finally:
+        inc.streams.pop(number, None)
 
 
 async def _call(inc: Incarnation, message: wire.Llm, place: Place, record: Record | None, data: bytes) -> None:
@@ -118,22 +126,31 @@ async def _call(inc: Incarnation, message: wire.Llm, place: Place, record: Recor
             inc.denied(message.id, passage)
             return
         verdict = passage.verdict
+        tokens = _pseudonyms(run, verdict)
         asked = msgspec.structs.replace(
-            _redacted(request, action, verdict), max_tokens=verdict.max_tokens or request.max_tokens
+            _redacted(request, action, verdict, tokens), max_tokens=verdict.max_tokens or request.max_tokens
         )
+        window = Window.of(run, action, price, tokens) if message.stream else None
         try:
-            response = await _attempt(inc, message, place, asked, key)
+            response = await _attempt(inc, message, place, asked, key, window)
+        except Cut as cut:
+            _stopped(inc, message, place, verdict, cut)
+            return
         except LLMFailure as failure:
             if await _failed(inc, message, place, verdict, failure, route, attempt, last):
                 attempt += 1
                 continue
             return
-        value = dump(response, "the model's answer")
         outcome, usage = _figures(response.usage, route, llm.cost(route, response.usage))
-        draft = run.recorder.draft(Kind.OUTCOME, {"id": place.id, "status": "ok", **outcome}, {"result": value})
-        run.recorder.note(draft, settlements(verdict.reservations, sent=True, **usage))
-        run.recorder.push()
-        inc.reply(message.id, value)
+        ended = Ended(value=_said(response), cost=usage.get("cost"), tokens=usage.get("tokens"))
+        judged = look_after(run, action, ended, price)
+        outcome |= {"id": place.id, "status": "ok", **run.beyond.labels.take(action, ended)}
+        left = _left(response, judged, tokens, window)
+        if window is not None and window.holds and not (judged is not None and judged.refused):
+            await _send_whole(inc, message.id, place.id, left.text)
+        value = dump(response, "the model's answer")
+        settle = settlements(verdict.reservations, sent=True, **usage)
+        answer(inc, message.id, outcome, value, judged, settle, None if left is response else dump(left))
         return
 
 
@@ -158,29 +175,94 @@ def _action(message: wire.Llm, place: Place, request: LLMRequest, route: Route, 
     )
 
 
-def _redacted(request: LLMRequest, action: Action, verdict: Verdict) -> LLMRequest:
+def _pseudonyms(run: Run, verdict: Verdict) -> Pseudonyms | None:
+    """The tenant's tokens, where some rule puts them in place of what they stand for."""
+    return run.beyond.pseudonyms if any(one.pseudonym for one in verdict.redactions) else None
+
+
+def _said(response: LLMResponse) -> Any:
+    """What a model answered, as rules look at it: the object or category that was asked for, otherwise the text."""
+    return response.text if response.value is None else response.value
+
+
+def _left(
+    response: LLMResponse, judged: Judged | None, tokens: Pseudonyms | None, window: Window | None
+) -> LLMResponse:
+    """The answer that may be handed on: without what rules want taken out, and with tokens turned back."""
+    if judged is not None and judged.refused:
+        return response
+    if window is not None and not window.holds:
+        return msgspec.structs.replace(response, text=window.heard) if window.heard != response.text else response
+    if window is not None:
+        said = redact.apply(response.text, (*window.out, *(judged.verdict.redactions if judged is not None else ())))
+    else:
+        said = _said(response) if judged is None else judged.value
+    if tokens is not None:
+        said = tokens.restored(said)
+    if said is _said(response) or said == _said(response):
+        return response
+    if response.value is None:
+        return msgspec.structs.replace(response, text=said)
+    # The text of a category or an object says the same once more, in the model's words.
+    return msgspec.structs.replace(response, value=said, text=said if isinstance(said, str) else dump(said).decode())
+
+
+def _stopped(inc: Incarnation, message: wire.Llm, place: Place, verdict: Verdict, cut: Cut) -> None:
+    """A rule stopped the stream: what was handed on stays, nothing more comes, and the record says how far it got.
+
+    Raises:
+        Stop: it ends the run.
+    """
+    run, judged = inc.run, cut.judged
+    data = {"id": place.id, **judged.data(), "status": "fault", "message": cut.message, "cut": cut.delivered}
+    data["code"], data["rule"] = judged.code, judged.verdict.rule
+    draft = run.recorder.draft(Kind.OUTCOME, data, {"received": dump(cut.text)})
+    # What the provider counted is not known any more: it is settled at what was reserved.
+    run.recorder.note(draft, settlements(verdict.reservations, sent=True))
+    run.recorder.push()
+    if (stop := judged.stop()) is not None:
+        raise stop
+    inc.fault(message.id, judged.code, cut.message, judged.verdict.rule)
+
+
+def _redacted(
+    request: LLMRequest, action: Action, verdict: Verdict, pseudonyms: Pseudonyms | None = None
+) -> LLMRequest:
     """The request without what the rules want taken out of it."""
     if not verdict.redactions:
         return request
-    left = redact.apply(dict(action.args), verdict)
+    left = redact.apply(dict(action.args), verdict, pseudonyms)
     turns = tuple(Turn(role=turn["role"], content=turn["content"]) for turn in left["messages"])
     return msgspec.structs.replace(request, system=left["system"], messages=turns)
 
 
-async def _attempt(inc: Incarnation, message: wire.Llm, place: Place, request: LLMRequest, key: str) -> LLMResponse:
+async def _attempt(
+    inc: Incarnation, message: wire.Llm, place: Place, request: LLMRequest, key: str, window: Window | None
+) -> LLMResponse:
     services = inc.run.services
     stream = Stream(inc, message.id, place.id) if message.stream else None
+
+    async def look(piece: str) -> None:
+        assert stream is not None
+        await stream.send(piece if window is None else window.take(piece))
+
     if stream is not None:
         inc.streams[message.id] = stream
     try:
-        return await services.models.complete(
+        response = await services.models.complete(
             message.operation,
             request,
             idempotency_key=key,
             timeout=(message.timeout_us or 600_000_000) / 1e6,
             before_dial=services.before_dial,
-            on_delta=stream.send if stream is not None else None,
+            on_delta=look if stream is not None else None,
         )
+        if stream is not None and window is not None:
+            await stream.send(window.rest())
+        return response
+    except Cut as cut:
+        cut.delivered = stream.delivered() if stream is not None else {}
+        raise
     finally:
         inc.streams.pop(message.id, None)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from holdfast import wire
-from holdfast.action import Action, Effect, Ended, Verdict
+from holdfast.action import Action, Effect, Ended, Settlement, Verdict
 from holdfast.config import ConnectorSettings
 from holdfast.errors import PayloadError, ProtocolError, StepError, StepTimeout
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
 from holdfast.node.connector_process import ConnectorFailure
+from holdfast.node.content import Judged, look_after
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.labels import sources
 from holdfast.node.run import Place, Run, doubt, idempotency_key
@@ -91,16 +92,47 @@ async def perform(
                 continue
             return
         outcome: dict[str, object] = {"id": place.id, "status": "ok"}
-        outcome |= run.beyond.labels.take(action, Ended(value=load(value)), sources(message.name, connector))
+        ended = Ended(value=load(value))
+        judged = look_after(run, action, ended)
+        outcome |= run.beyond.labels.take(action, ended, sources(message.name, connector))
         if action.effect == Effect.COMPENSABLE:
             outcome["effect"] = {"compensable": True}
-        run.recorder.note(
-            run.recorder.draft(Kind.OUTCOME, outcome, {"result": value}),
-            settlements(passage.verdict.reservations, sent=True),
-        )
-        run.recorder.push()
-        inc.reply(message.id, value)
+        answer(inc, message.id, outcome, value, judged, settlements(passage.verdict.reservations, sent=True))
         return
+
+
+def answer(
+    inc: Incarnation,
+    number: int,
+    outcome: dict[str, object],
+    value: bytes,
+    judged: Judged | None,
+    settle: tuple[Settlement, ...],
+    left: bytes | None = None,
+) -> None:
+    """Record a call's end, and answer it with what the rules leave of ``value`` (``left`` where that is at hand).
+
+    Raises:
+        Stop: what came back ends the run.
+    """
+    run = inc.run
+    payloads = {"result": value}
+    if judged is not None:
+        outcome |= judged.data()
+        if judged.refused:
+            payloads = {"received": value}
+        elif judged.changed:
+            payloads = {"received": value, "result": dump(judged.value) if left is None else left}
+    elif left is not None:
+        payloads = {"result": left}
+    run.recorder.note(run.recorder.draft(Kind.OUTCOME, outcome, payloads), settle)
+    run.recorder.push()
+    if judged is not None and judged.refused:
+        if (stop := judged.stop()) is not None:
+            raise stop
+        inc.fault(number, judged.code, judged.verdict.reason, judged.verdict.rule)
+        return
+    inc.reply(number, payloads["result"])
 
 
 def _retry(message: wire.Tool, connector: ConnectorSettings) -> wire.Retry:
@@ -176,7 +208,9 @@ async def undoing(run: Run, record: Record) -> dict[str, object] | None:
         return None
     tenant = run.header.tenant
     args = await run.services.payload(tenant, record.args) if record.args else None
-    result = record.value if record.value is not None else await run.services.payload(tenant, record.result)
+    result = None if record.received else record.value
+    if result is None:
+        result = await run.services.payload(tenant, record.received or record.result)
     inside = record.action.witness == Witness.BOUNDARY
     return {
         "kind": "tool" if inside else "connector",

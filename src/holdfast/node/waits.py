@@ -183,8 +183,7 @@ async def _signal(
         place,
         args,
         key=idempotency_key(run.state.run, place.id),
-        outcome={"status": "ok"},
-        outcome_payloads={"result": dump(bool(item))},
+        outcome=lambda _: ({}, {"result": dump(bool(item))}),
         deliver=item,
     )
     if passage.written is None:

@@ -11,6 +11,8 @@ import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _TOKEN = re.compile(r"<([A-Z][A-Z0-9_]{1,39}):([a-z2-7]{16})>")
 _LEAST_KEY = 16
@@ -42,6 +44,14 @@ class Pseudonyms:
         token = f"<{kind}:{base64.b32encode(mac[:10]).decode().lower()}>"
         self.known.setdefault(token, value)
         return token
+
+    def restored(self, value: Any) -> Any:
+        """A value with the tokens in all its texts turned back."""
+        if isinstance(value, str):
+            return self.restore(value) if "<" in value else value
+        if isinstance(value, Mapping):
+            return {key: self.restored(item) for key, item in value.items()}
+        return [self.restored(item) for item in value] if isinstance(value, list | tuple) else value
 
     def restore(self, text: str) -> str:
         """The text with tokens turned back into what they stood for; unknown ones stay."""
