@@ -105,6 +105,11 @@ class Bundles:
             kept = self._kept[tenant, agent] = _Kept(bundle=read(self._settings, stack), print=print_)
         return kept.bundle
 
+    def known(self, tenant: str, agent: str) -> Bundle | None:
+        """What is in force, where it was read already."""
+        kept = self._kept.get((tenant, agent))
+        return kept.bundle if kept is not None else None
+
     def now(self, tenant: str, agent: str, run_files: Sequence[Path] = ()) -> Bundle:
         """What the files say at this moment; where they are wrong, what they said before, if anything.
 
@@ -123,7 +128,7 @@ class Bundles:
     def look(self) -> bool:
         """Look whether files changed, and read those that did; says whether another bundle is in force."""
         changed = False
-        for (tenant, agent), kept in self._kept.items():
+        for (tenant, agent), kept in list(self._kept.items()):
             stack = layers(self._settings, tenant, agent)
             print_ = _print(stack)
             if print_ == kept.print:

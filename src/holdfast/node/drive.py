@@ -24,12 +24,12 @@ from holdfast.node.finish import finish, left_open
 from holdfast.node.history import history
 from holdfast.node.inbox import Inbox, failing
 from holdfast.node.incarnation import Incarnation
-from holdfast.node.launch import launch, root_inside
+from holdfast.node.launch import root_inside
 from holdfast.node.pressure import under_pressure
 from holdfast.node.recorder import Recorder
 from holdfast.node.run import Run, Stop, doubt, never_again
 from holdfast.node.services import Services
-from holdfast.sandbox.base import Boundary, Level, Limits
+from holdfast.sandbox.base import Boundary, Level
 
 HANDLERS = (children, keep, models, steps, tools, waits)
 """The modules that register what a worker's messages do."""
@@ -61,7 +61,6 @@ class Driver:
         stream: StreamState,
         epoch: int,
         level: Level,
-        limits: Limits,
         control: Control,
         writer: Any,
         node: str,
@@ -70,7 +69,6 @@ class Driver:
         self._services = services
         self._stream = stream
         self._level = level
-        self._limits = limits
         self._grace = grace
         self._store: Store = services.store
         self._poked = asyncio.Event()
@@ -108,9 +106,10 @@ class Driver:
                 self.boundary.kill()
             self.run.end(killed(kill))
 
-    def policies_changed(self) -> None:
-        """Policy files changed: what they change for this run is in force from the next decision on."""
-        self._adopting = asyncio.ensure_future(keep_up(self.run, self._on_failure))
+    def mind_policies(self) -> None:
+        """What policies in force change for this run holds from the next decision on."""
+        if self._adopting is None or self._adopting.done():
+            self._adopting = asyncio.ensure_future(keep_up(self.run, self._on_failure))
 
     def fence(self) -> None:
         """This node may no longer drive the run: nothing more of it leaves or lands here."""
@@ -237,15 +236,22 @@ class Driver:
         if input_ is None:
             raise Stop(Kind.RUN_FAILED, code="payload", message="the run's input was erased; it cannot go on")
         try:
-            self.boundary, outer, way = await launch(self._level, header, self._services.home, folder, self._limits)
+            launched = await self._services.launcher.launch(
+                self._level, header, folder, deployment.target, fresh=inc.number == 1
+            )
         except IsolationError as error:
             raise Stop(Kind.RUN_FAILED, code=error.code, message=str(error)) from None
-        inc.way = self._services.egress.open(inc, way)
-        inc.channel = await Channel.open(outer, inc.on_message, inc.on_end)
+        self.boundary = launched.boundary
+        inc.way = self._services.egress.open(inc, launched.way)
+        inc.channel = await Channel.open(launched.broker, inc.on_message, inc.on_end)
+        if launched.ready is not None:
+            inc.on_message(launched.ready)
         await self._said(inc, inc.ready, "speak")
         if not inc.ready.done():
             return False
         data = {"incarnation": inc.number, "held": self.boundary.held, "python": inc.ready.result().python}
+        if launched.ready is not None:
+            data["warm"] = True
         if inc.number == 1:
             data |= run.beyond.labels.told(input_)
         started = run.recorder.draft(Kind.RUN_STARTED, data)

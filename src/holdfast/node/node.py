@@ -36,13 +36,16 @@ from holdfast.node.drive import Driver
 from holdfast.node.egress import Egress
 from holdfast.node.glass import Glasses
 from holdfast.node.history import history
+from holdfast.node.launch import Launcher
 from holdfast.node.lease import Lease
+from holdfast.node.operate import facts_of
 from holdfast.node.pressure import under_pressure
 from holdfast.node.watch import Watch
 from holdfast.policy.bundle import Bundle
 from holdfast.sandbox import registry
-from holdfast.sandbox.base import Boundary, Level, Limits
+from holdfast.sandbox.base import Boundary, Label, Level, Limits
 from holdfast.sandbox.levels import level
+from holdfast.sandbox.pool import Pool
 
 TICK = 0.25
 """Seconds between two looks at the store, when nobody nudges."""
@@ -99,7 +102,7 @@ class Node:
         dial = settings.node.dial / 1e6
         self.models = LLM(settings.llm, os.environ, price_cache=home / "prices", timing=Timing(send=dial))
         self.connectors = ConnectorPool(settings.connectors_of, home=home, dial=dial)
-        self.egress = Egress(settings)
+        self.egress = Egress(settings, self.store, self.clock)
         self._watch = Watch(self._open, self, self._on_control)
         self._drivers: dict[str, Driver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -113,7 +116,7 @@ class Node:
         self._frozen = False
         self._fault: HoldfastError | None = None
         sandbox = settings.sandbox
-        self._limits = Limits(
+        limits = Limits(
             memory=sandbox.memory,
             swap=sandbox.swap,
             pids=sandbox.pids,
@@ -122,6 +125,10 @@ class Node:
             files=sandbox.files,
             file_size=sandbox.file_size,
         )
+        # A node in the foreground is there for one run: no other will come.
+        keeps = sandbox.pool > 0 and not root
+        pool = Pool(size=sandbox.pool, memory=sandbox.pool_memory, room=self._has_room) if keeps else None
+        self.launcher = Launcher(home, limits, pool)
 
     # life
 
@@ -209,6 +216,7 @@ class Node:
             task.cancel()
         if self._tasks:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self.launcher.close()
         await self.connectors.close()
         await self.models.aclose()
         self._nudges.close()
@@ -264,6 +272,8 @@ class Node:
             if not self.admission.ceilings.known(agent):
                 self.admission.ceilings.learn(agent, await self._aside(recorded_peaks, self._side, agent))
         self.admission.paused = under_pressure()
+        if self.admission.crowded and self.launcher.pool is not None:
+            self.launcher.pool.drain(lambda label: True)
         while (name := self.admission.next(waiting)) is not None:
             state = next(queue.popleft() for queue in waiting.values() if queue and queue[0].header.stream == name)
             claimed = False
@@ -297,7 +307,6 @@ class Node:
                 stream=stream,
                 epoch=epoch,
                 level=self._level(stream),
-                limits=self._limits,
                 control=self.control,
                 writer=self._writer,
                 node=self.lease.node,
@@ -386,6 +395,9 @@ class Node:
 
     async def standing(self, header: Header) -> Bundle | None:
         """See :class:`holdfast.node.services.Services`."""
+        known = self.policies.known(header.tenant, header.agent)
+        if known is not None:
+            return known
         try:
             return await self._aside(self.policies.of, header.tenant, header.agent)  # type: ignore[no-any-return]
         except PolicyFileError as error:
@@ -393,12 +405,12 @@ class Node:
             return None
 
     async def _mind_policies(self) -> None:
-        """Bring policies that changed to the runs that are driven here."""
+        """Bring policies that changed to the runs that are driven here, each as far as its own differ."""
         while True:
             await asyncio.sleep(POLICY_LOOK)
-            if await self._aside(self.policies.look):
-                for driver in list(self._drivers.values()):
-                    driver.policies_changed()
+            await self._aside(self.policies.look)
+            for driver in list(self._drivers.values()):
+                driver.mind_policies()
 
     # kills
 
@@ -412,6 +424,8 @@ class Node:
             return
         for driver in list(self._drivers.values()):
             driver.control_changed()
+        if self.launcher.pool is not None:
+            self.launcher.pool.drain(lambda label: self.control.standing(facts_of(label)) is not None)
         for kill in self.control.kills:
             if kill.scope == "fleet":
                 self.connectors.kill()
@@ -443,7 +457,13 @@ class Node:
                     os.kill(pid, number)
 
     def _boundaries(self) -> list[Boundary]:
-        return [driver.boundary for driver in list(self._drivers.values()) if driver.boundary is not None]
+        driven = [driver.boundary for driver in list(self._drivers.values()) if driver.boundary is not None]
+        return driven + self.launcher.boundaries()
+
+    def _has_room(self, label: Label) -> bool:
+        """Whether a boundary may be started for whoever comes next."""
+        refused = self._frozen or self.crowded or under_pressure()
+        return not refused and self.control.standing(facts_of(label)) is None
 
 
 def _head_failed(error: HoldfastError) -> None:
