@@ -127,12 +127,13 @@ class Lab:
     def _env(self, env: dict[str, str]) -> dict[str, str]:
         return {**os.environ, "HOLDFAST_HOME": str(self.home), **env}
 
-    def cli(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def cli(self, *args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         """A command of another process."""
         return subprocess.run(
             [sys.executable, "-m", "holdfast", *args],
             cwd=self.folder,
             env=self._env(env),
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=PATIENCE,

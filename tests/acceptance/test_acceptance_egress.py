@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from holdfast.node import door
 from holdfast.testing.upstream import Upstream
 
 pytestmark = [
@@ -64,8 +66,19 @@ AGENT = """
                 return type(error).__name__
             return "reached"
 
-        def variables(self, ctx, url):
-            return {name: value for name, value in os.environ.items() if "proxy" in name.lower() or "CA" in name}
+        def reflect(self, ctx, url):
+            answer = ctx.http.get(url, headers={"authorization": "Bearer of my own", "x-own": "1"})
+            return [answer.json()["headers"], dict(os.environ)]
+
+        def payments(self, ctx, url):
+            method = ctx.input.get("method", "POST")
+            return [ctx.http.request(method, url, json={"n": n}).json()["n"] for n in range(2)]
+
+        async def at_once(self, ctx, url):
+            async def one(n):
+                return (await ctx.http.get(f"{url}?n={n}")).status_code
+            import asyncio
+            return list(await asyncio.gather(*(one(n) for n in range(5))))
 """
 LIST = """
     - id: where-to
@@ -154,3 +167,135 @@ def test_there_is_no_other_way(place: Any, upstream: Upstream) -> None:
     output, _ = reach(place, upstream, "straight", url=upstream.authority)
     assert output in ("ConnectionRefusedError", "OSError")
     assert upstream.requests == []
+
+
+def test_requests_of_an_async_step_run_side_by_side(place: Any, upstream: Upstream) -> None:
+    output, _ = reach(place, upstream, "at_once")
+    assert output == [200] * 5
+
+
+@pytest.mark.parametrize("how", ["get", "urllib"])
+def test_tls_is_opened_at_the_proxy_and_verified_beyond(place: Any, tmp_path: Path, how: str) -> None:
+    upstream = Upstream(tls=tmp_path)
+    try:
+        egress = f'[egress]\nallow_private = ["{upstream.authority}"]\n'
+        place.settings(egress)
+        url = f"https://{upstream.authority}/tls"
+        run = place.submit(
+            "reacher.py:Reacher", {"how": how, "url": url}, policies=LIST.format(authority=upstream.authority)
+        )
+        assert place.drive(run).status == "failed", "nobody vouches for the server"
+        assert upstream.requests == []
+        place.settings(egress + f'roots = ["{tmp_path}/authority.pem"]\n')
+        output, run = reach(place, upstream, how, url=url)
+        assert output[0] == 200
+        assert [request[:2] for request in upstream.requests] == [("GET", "/tls")]
+        (intent,) = [event for event in place.events(run, "intent") if event.data["action"]["kind"] == "http"]
+        assert intent.data["action"]["path"] == "/tls", "what is inside TLS is decided and recorded"
+    finally:
+        upstream.close()
+
+
+def test_a_credential_is_added_outside_and_never_comes_back(place: Any, upstream: Upstream) -> None:
+    secret = "s3cr3t-Token-0123456789"
+    done = place.cli("secrets", "set", "bank", "--host", upstream.authority, "--as", "bearer", stdin=secret)
+    assert done.returncode == 0, done.stderr
+    output, run = reach(place, upstream, "reflect")
+    headers, environ = output
+    assert upstream.requests[0][2]["authorization"] == f"Bearer {secret}"
+    assert upstream.requests[0][2]["x-own"] == "1"
+    assert secret not in str(output)
+    assert "of my own" not in str(headers)
+    assert secret not in str(environ)
+    (intent,) = [event for event in place.events(run, "intent") if event.data["action"]["kind"] == "http"]
+    assert intent.data["action"]["credential"] == "bank"
+    assert secret.encode() not in (place.home / "holdfast.db").read_bytes()
+
+
+ASKING = (
+    LIST
+    + """
+    - id: ask-first
+      category: require_approval
+      gates: [http]
+      when: action.method == "POST"
+      with: {{approvers: ["role:controller"]}}
+"""
+)
+
+
+def test_a_request_that_waits_for_people_is_held_then_the_run_is_suspended(
+    place: Any, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "HOLD_S", 0.3)
+    policies = ASKING.format(authority=upstream.authority)
+    url = f"http://{upstream.authority}/pay"
+    run = place.submit("reacher.py:Reacher", {"how": "post_twice", "url": url}, policies=policies)
+    for already in range(2):
+        assert place.drive(run).status == "suspended"
+        assert len(upstream.requests) == already
+        (wait,) = place.view(run).pending
+        with place.service() as service:
+            service.answer(wait.id, True, principal=place.person)
+    view = place.drive(run)
+    assert (view.status, view.output) == ("completed", [1, 2])
+    place.verify()
+
+
+def killed_at(place: Any, upstream: Upstream, kind: str, name: str, how: str, **given: Any) -> str:
+    """Start a run on a node that dies after the commit of an event; gives the run."""
+    run = ""
+    halting = ["-m", "holdfast.testing.halt", str(place.home), "KILL", kind, name, "1"]
+    with place.serving(halting) as node:
+        url = f"http://{upstream.authority}/pay"
+        policies = LIST.format(authority=upstream.authority)
+        run = place.submit("reacher.py:Reacher", {"how": how, "url": url, **given}, policies=policies)
+        node.wait(timeout=90)
+    return str(run)
+
+
+def test_a_step_that_runs_again_is_served_what_was_answered(place: Any, upstream: Upstream) -> None:
+    # Two intents and their outcomes lie between: the step's, the first request's, the second's.
+    run = killed_at(place, upstream, "intent", f"POST {upstream.authority}", "payments", method="POST")
+    assert upstream.requests == []
+    view = place.drive(run)
+    assert view.status == "in_doubt", "whether the first had left, nobody here knows"
+    with place.service() as service:
+        service.resolve(run, "done", b'{"n": 41}', principal=place.person)
+    view = place.drive(run)
+    assert (view.status, view.output) == ("completed", [41, 1])
+    assert [request[3] for request in upstream.requests] == [b'{"n": 1}']
+    place.verify()
+
+
+def test_what_may_be_sent_again_is(place: Any, upstream: Upstream) -> None:
+    run = killed_at(place, upstream, "intent", f"PUT {upstream.authority}", "payments", method="PUT")
+    view = place.drive(run)
+    assert (view.status, view.output) == ("completed", [1, 2])
+    place.verify()
+
+
+def test_a_receiver_that_heeds_keys_gets_the_same_one_again(place: Any, upstream: Upstream) -> None:
+    place.settings(f'[egress]\nallow_private = ["{upstream.authority}"]\nidempotency = ["127.0.0.1"]\n')
+    run = killed_at(place, upstream, "outcome", "", "payments", method="POST")
+    assert len(upstream.requests) == 1
+    view = place.drive(run)
+    assert (view.status, view.output) == ("completed", [1, 2]), "the first answer came from the record"
+    keys = [request[2]["idempotency-key"] for request in upstream.requests]
+    assert len(set(keys)) == 2
+    place.verify()
+
+
+def test_an_irreversible_request_without_an_answer_is_in_doubt(place: Any, upstream: Upstream) -> None:
+    run = place.submit(
+        "reacher.py:Reacher",
+        {"how": "payments", "url": f"http://{upstream.authority}/drop"},
+        policies=LIST.format(authority=upstream.authority),
+    )
+    assert place.drive(run).status == "in_doubt"
+    assert len(upstream.requests) == 1
+    with place.service() as service:
+        service.resolve(run, "retry", b"null", principal=place.person)
+    assert place.drive(run).status == "in_doubt"
+    assert len(upstream.requests) == 2
+    place.verify()

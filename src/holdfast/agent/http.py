@@ -20,6 +20,8 @@ from holdfast.errors import DeniedError, StepError, StepTimeout, UsageError
 
 DENIED = "x-holdfast-rule"
 """Header of an answer that the proxy itself gave: the rule's id. The proxy takes it out of all others."""
+REFUSED = 403
+"""Its status when a policy or the guard refused; any other says that the exchange failed."""
 TIMEOUT = 60.0
 MAX_REDIRECTS = 20
 
@@ -286,7 +288,9 @@ def _exchange(method: str, url: str, headers: Mapping[str, str], body: bytes | N
         connection.close()
     found = Headers(answer.getheaders())
     if DENIED in found:
-        raise DeniedError(_reason(content), found[DENIED])
+        if answer.status == REFUSED:
+            raise DeniedError(_reason(content), found[DENIED])
+        raise StepError(f"{method} {_shown(url)}: {_reason(content)}")
     return Response(method, url, answer.status, answer.reason, found, content)
 
 

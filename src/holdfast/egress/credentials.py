@@ -82,6 +82,15 @@ class Credentials:
             secret=secret,
         )
 
+    def named(self, head: RequestHead) -> str:
+        """The name of the secret that a request would get; empty: none.
+
+        Raises:
+            Refused: two are bound to it alike.
+            StoreError: the secrets cannot be read.
+        """
+        return pick(((one.name, one.binding) for one in self._held().values()), head) or ""
+
     async def scrubber(self) -> Secrets:
         """What takes this agent's secrets out of anything else that it may see: errors, logs, records."""
         return await self._scrubber(

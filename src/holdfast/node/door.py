@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from holdfast.action import Action, Effect, Outcome, Verdict
 from holdfast.config import EgressSettings
-from holdfast.egress.base import Deny, Go, Meter, MeterState, Refused, Request
+from holdfast.egress.base import Deny, Go, Meter, MeterState, Refused, Request, RequestHead
 from holdfast.egress.base import Outcome as Ended
 from holdfast.errors import HoldfastError, PayloadError, StoreError
 from holdfast.gate import Fenced, Passage
@@ -50,12 +51,19 @@ class RunDoor:
     stands for anywhere."""
 
     def __init__(
-        self, inc: Incarnation, ledger: effects.Ledger, scope: int, settings: EgressSettings, meter: Meter | None
+        self,
+        inc: Incarnation,
+        ledger: effects.Ledger,
+        scope: int,
+        settings: EgressSettings,
+        credential: Callable[[RequestHead], str],
+        meter: Meter | None,
     ) -> None:
         self._inc = inc
         self._ledger = ledger
         self._scope = scope
         self._settings = settings
+        self._credential = credential
         self._meter = meter
 
     # holdfast.egress.base.Door
@@ -63,7 +71,7 @@ class RunDoor:
     async def decide(self, request: Request) -> Go | Deny:
         """See :class:`holdfast.egress.base.Door`."""
         inc, run, head = self._inc, self._inc.run, request.head
-        if inc.ended.done() or run.stop.done():
+        if inc.leaving or inc.ended.done() or run.stop.done():
             return Deny(type="stopped", rule="run", reason="the run is being stopped", status=503)
         try:
             if head.method == "CONNECT" and not _fits(head.host, self._settings.passthrough):
@@ -134,6 +142,7 @@ class RunDoor:
             host=head.authority,
             method=head.method,
             path=head.path,
+            credential=self._credential(head),
         )
         siblings = run.state.children.get(effects.place_of(parent), {})
         place = Place(id_, effects.place_of(parent), self._ledger.place(parent, len(siblings)))
@@ -249,7 +258,8 @@ class RunDoor:
         run = self._inc.run
         message = f"{action.name} waits for approval"
         stop = Stop(Kind.RUN_SUSPENDED, code="suspended", message=message, rule=action.id)
-        # The answer is on its way first; whether anybody inside still reads it does not matter.
+        # The answer is on its way first, but nothing that follows from it inside counts any more.
+        self._inc.leaving = True
         asyncio.get_running_loop().call_later(ANSWER_S, run.end, stop)
         return Deny(
             type="approval_required",

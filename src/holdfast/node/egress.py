@@ -11,13 +11,16 @@ import ssl
 from typing import TYPE_CHECKING
 
 from holdfast.agent.egress import GIVEN, REFUSED
+from holdfast.clock import Clock
 from holdfast.config import EgressSettings, Settings
 from holdfast.errors import HoldfastError
+from holdfast.journal.base import Store
 from holdfast.log import Log
 from holdfast.node.effects import Ledger
 from holdfast.node.incarnation import Incarnation
 
 if TYPE_CHECKING:
+    from holdfast.egress.credentials import Credentials
     from holdfast.egress.guard import TenantGuard
     from holdfast.egress.outlet import Outlet
     from holdfast.egress.stream import Sweeper
@@ -32,19 +35,34 @@ log = Log(__name__)
 
 
 class Tenant:
-    """What the runs of one tenant share, and no other tenant: names looked up, and idle connections."""
+    """What the runs of one tenant share, and no other tenant: secrets, names looked up, and idle connections."""
 
-    def __init__(self, settings: EgressSettings) -> None:
+    def __init__(self, name: str, settings: EgressSettings, store: Store, clock: Clock) -> None:
         from holdfast.egress.guard import TenantGuard
+        from holdfast.egress.oauth import Tokens
         from holdfast.egress.tls import upstream_context
         from holdfast.egress.upstream import Pool
+        from holdfast.egress.vault import Vault
 
         self.settings = settings
+        self._clock = clock
         resolve = {name: [address] for name, _, address in (entry.partition("=") for entry in settings.resolve)}
         self.guard: TenantGuard = TenantGuard(allow_private=settings.allow_private, resolve=resolve)
         self.pool: Pool = Pool()
         self._tls: ssl.SSLContext | None = None
         self._upstream_context = upstream_context
+        self._vault = Vault(store, name)
+        self._tokens = Tokens(self.guard)
+        self._credentials: dict[str, Credentials] = {}
+
+    def credentials(self, agent: str) -> Credentials:
+        """What adds an agent's credentials, and takes them out of what comes back."""
+        found = self._credentials.get(agent)
+        if found is None:
+            from holdfast.egress.credentials import Credentials
+
+            found = self._credentials[agent] = Credentials(self._vault, agent, self._tokens, self._clock)
+        return found
 
     def tls(self) -> ssl.SSLContext:
         """How this tenant's upstreams are verified."""
@@ -56,8 +74,10 @@ class Tenant:
 class Egress:
     """The egress of one node. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
         self._settings = settings
+        self._store = store
+        self._clock = clock
         self._tenants: dict[str, Tenant] = {}
         self._sweeper: Sweeper | None = None
 
@@ -73,7 +93,8 @@ class Egress:
         """
         found = self._tenants.get(name)
         if found is None:
-            found = self._tenants[name] = Tenant(self._settings.egress_of(name))
+            settings = self._settings.egress_of(name)
+            found = self._tenants[name] = Tenant(name, settings, self._store, self._clock)
         return found
 
     @property
@@ -168,12 +189,15 @@ class Way:
         from holdfast.egress.outlet import Outlet
         from holdfast.node.door import RunDoor
 
-        tenant = self._egress.tenant(self._inc.run.header.tenant)
-        door = RunDoor(self._inc, self._ledger, scope, tenant.settings, None)
+        header = self._inc.run.header
+        tenant = self._egress.tenant(header.tenant)
+        credentials = tenant.credentials(header.agent)
+        door = RunDoor(self._inc, self._ledger, scope, tenant.settings, credentials.named, None)
         return Outlet(
             door=door,
             guard=tenant.guard,
             pool=tenant.pool,
+            outfitter=credentials,
             sweeper=self._egress.sweeper,
             authority=self._authority,
             upstream_tls=tenant.tls(),

@@ -56,6 +56,8 @@ class Incarnation:
         """Steps whose body runs inside (:mod:`holdfast.node.steps`)."""
         self.streams: dict[int, Any] = {}
         """Model streams under way (:mod:`holdfast.node.models`)."""
+        self.leaving = False
+        """Whether the process is about to be let go: what it still does counts for nothing."""
         self.ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
         self.loaded: asyncio.Future[wire.Loaded] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[wire.Done | wire.Failed | wire.Continue | ProtocolError | None] = (
@@ -78,7 +80,7 @@ class Incarnation:
 
     def on_message(self, message: wire.FromWorker) -> None:
         """A message came. Raises ProtocolError when the worker may not say this now."""
-        if self.ended.done() or self.run.stop.done():
+        if self.leaving or self.ended.done() or self.run.stop.done():
             return
         self.idle.clear()
         handler = _OWN.get(type(message)) or HANDLERS.get(type(message))
