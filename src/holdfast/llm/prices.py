@@ -7,6 +7,8 @@ what was found for that model is kept in a file until the list or the date of a 
 from __future__ import annotations
 
 import datetime
+import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
@@ -30,11 +32,29 @@ TOOL_OVERHEAD = 1024
 """Tokens of the prompt that a provider adds around tools (Anthropic documents 290 to 804, by model), at most."""
 
 
+MORE = {
+    "cache_write_1h": ("cache_write_1h_mtok", 1000),
+    "input_audio": ("input_audio_mtok", 1000),
+    "output_audio": ("output_audio_mtok", 1000),
+    "web_searches": ("web_searches_kcount", 1_000_000),
+}
+"""Unit to its name in the list, and the nano-dollars for one unit of one dollar there."""
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call is charged by: nano-dollars for each token, and for each unit of :data:`MORE`."""
+
+    price: Price
+    more: Mapping[str, int] = {}
+
+
 class Card(msgspec.Struct, frozen=True, kw_only=True):
     """The prices of one model: from each number of input tokens on, exclusively, lowest first."""
 
     tiers: tuple[tuple[int, Price], ...] = ()
     """Empty: the list does not know the model."""
+    more: tuple[dict[str, int], ...] = ()
+    """For each tier what beyond tokens of text has a price of its own: see :data:`MORE`."""
     until: str = ""
     """ISO date from which another price holds; empty: none is announced."""
 
@@ -58,17 +78,31 @@ class Prices:
         Where a provider charges long prompts more, the tier of ``input_tokens`` counts: give the upper bound for a
         reservation and the provider's figure for a settlement.
         """
+        rates = self.rates_of(provider, model, input_tokens)
+        return rates.price if rates is not None else None
+
+    def rates_of(self, provider: str, model: str, input_tokens: int = 0) -> Rates | None:
+        """The price of a call with everything that is charged beside text; None when the model is not known."""
         name = model.lower()
         key = f"{provider}/{name}"
         own = self._overrides.get(key) or self._overrides.get(name)
         if own is not None:
-            return own
+            return Rates(price=own)
         card = self._card(key, provider, name)
-        price = None
-        for start, candidate in card.tiers:
-            if price is None or input_tokens > start:
-                price = candidate
-        return price
+        rates = None
+        for (start, price), more in zip(card.tiers, card.more, strict=True):
+            if rates is None or input_tokens > start:
+                rates = Rates(price=price, more=more)
+        return rates
+
+    @property
+    def version(self) -> str:
+        """Names the table: the list's version, and a digest of the operator's own prices where there are any."""
+        listed = f"genai-prices {importlib.metadata.version('genai-prices')}"
+        if not self._overrides:
+            return listed
+        own = msgspec.json.encode(sorted(self._overrides.items()))
+        return f"{listed} + {hashlib.sha256(own).hexdigest()[:12]}"
 
     def _card(self, key: str, provider: str, name: str) -> Card:
         if self._cards is None:
@@ -116,7 +150,7 @@ def _source() -> str:
     if spec is None or spec.origin is None:
         return ""
     status = (Path(spec.origin).parent / "data.py").stat()
-    return f"1:{status.st_size}:{status.st_mtime_ns}"
+    return f"2:{status.st_size}:{status.st_mtime_ns}"
 
 
 def look_up(provider: str, model: str, today: datetime.date) -> Card:
@@ -140,31 +174,33 @@ def look_up(provider: str, model: str, today: datetime.date) -> Card:
         else:
             by_hour.append(item.prices)
     # A price that depends on the hour counts at its highest: a reservation must not be too small.
-    return Card(tiers=_tiers(chosen + by_hour, types.TieredPrices), until=until)
+    tiers, more = _tiers(chosen + by_hour, types.TieredPrices)
+    return Card(tiers=tiers, more=more, until=until)
 
 
-def _tiers(prices: list[Any], tiered: type[Any]) -> tuple[tuple[int, Price], ...]:
+def _tiers(prices: list[Any], tiered: type[Any]) -> tuple[tuple[tuple[int, Price], ...], tuple[dict[str, int], ...]]:
     starts = {0}
     for price in prices:
         for value in vars(price).values():
             if isinstance(value, tiered):
                 starts.update(tier.start for tier in value.tiers)
 
-    def at(name: str, start: int) -> int | None:
+    def at(name: str, start: int, factor: int = 1000) -> int | None:
         found = []
         for price in prices:
             value = vars(price).get(name)
             if isinstance(value, tiered):
                 value = next((tier.price for tier in reversed(value.tiers) if start >= tier.start > 0), value.base)
             if value is not None:
-                found.append(_nano(value))
+                found.append(_nano(value, factor))
         return max(found, default=None)
 
     table = []
+    more = []
     for start in sorted(starts):
         read_in, out = at("input_mtok", start), at("output_mtok", start)
         if read_in is None or out is None:
-            return ()
+            return (), ()
         cached, written = at("cache_read_mtok", start), at("cache_write_mtok", start)
         table.append(
             (
@@ -177,12 +213,14 @@ def _tiers(prices: list[Any], tiered: type[Any]) -> tuple[tuple[int, Price], ...
                 ),
             )
         )
-    return tuple(table)
+        units = {unit: at(listed, start, factor) for unit, (listed, factor) in MORE.items()}
+        more.append({unit: nano for unit, nano in units.items() if nano is not None})
+    return tuple(table), tuple(more)
 
 
-def _nano(dollars_per_million: Decimal) -> int:
+def _nano(dollars: Decimal, factor: int) -> int:
     """Rounded up: a budget is never charged less than the provider does."""
-    return int((dollars_per_million * 1000).to_integral_value(ROUND_CEILING))
+    return int((dollars * factor).to_integral_value(ROUND_CEILING))
 
 
 def _own(price: PriceSettings) -> Price:
