@@ -206,7 +206,7 @@ def test_an_output_is_redacted_and_what_was_returned_is_on_record(desk: Any) -> 
     assert view.output == {"card": "4111 11** **** 1111", "fine": True}
     [event] = desk.events(view.run_id, "run.completed")
     with desk.service() as service:
-        assert CARD.encode() in service.store.payload("default", event.payloads["args"])
+        assert CARD.encode() in service.store.payload("default", event.payloads["returned"])
     assert start(desk, "says", cards("deny", "[output]"), "denied").rule == "cards"
 
 

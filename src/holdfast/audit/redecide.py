@@ -92,7 +92,10 @@ class Judge:
 def arguments_of(event: Event) -> str:
     """Commitment to what was decided about; empty when there was nothing. An output is decided where the run ends."""
     payloads = event.payloads
-    return payloads.get("args") or payloads.get("output" if event.kind == Kind.RUN_COMPLETED else "args", "")
+    if event.kind == Kind.RUN_COMPLETED:
+        # What the workflow returned, where the rules took something out of it.
+        return payloads.get("returned") or payloads.get("output", "")
+    return payloads.get("args", "")
 
 
 def arguments(kind: str, payload: bytes) -> Mapping[str, Any]:
