@@ -170,6 +170,12 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     disk: Annotated[int, kinds.SIZE, "size of the workspace"] = 1 << 30
     files: Annotated[int, kinds.integer(16, 1 << 20), "open files of one process"] = 1024
     file_size: Annotated[int, kinds.SIZE, "size of one file"] = 512 << 20
+    pool: Annotated[
+        int,
+        kinds.integer(0, 1000),
+        "boundaries that a serving node keeps ready for each agent that it has run; 0: none",
+    ] = 1
+    pool_memory: Annotated[int, kinds.SIZE, "memory that all boundaries without a run may use together"] = 256 << 20
 
 
 class NodeSettings(Section, frozen=True, kw_only=True):

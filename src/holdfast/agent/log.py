@@ -78,6 +78,8 @@ class Printed(io.RawIOBase):
     """The raw end of the author's ``sys.stdout`` or ``sys.stderr``: each line becomes a line of the log."""
 
     left = MAX_PRINTED
+    kept: list[tuple[str, str]] | None = None
+    """Streams and lines of code that was loaded ahead of its run; None: each line goes out at once."""
 
     def __init__(self, channel: Channel, stream: str) -> None:
         super().__init__()
@@ -116,7 +118,17 @@ class Printed(io.RawIOBase):
             text = line.decode("utf-8", "replace")
             if not Printed.left:
                 text = f"more than {MAX_PRINTED} lines were printed; the rest is dropped"
+            if Printed.kept is not None:
+                Printed.kept.append((self._stream, text))
+                return
             say(self._channel, "info", text, {"stream": self._stream})
+
+    @classmethod
+    def release(cls, channel: Channel) -> None:
+        """There is a run now: its lines go out, those that were kept first."""
+        kept, cls.kept = cls.kept, None
+        for stream, text in kept or ():
+            say(channel, "info", text, {"stream": stream})
 
 
 def as_text(raw: Printed) -> io.TextIOWrapper:

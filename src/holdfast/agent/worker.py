@@ -1,6 +1,7 @@
 """The program in the boundary: says Ready, loads the author's code, runs one workflow, says Done or Failed, ends.
 
-Started as ``python -m holdfast.agent.worker`` with the channel's descriptor in ``HOLDFAST_CHANNEL``.
+Started as ``python -m holdfast.agent.worker`` with the channel's descriptor in ``HOLDFAST_CHANNEL``. With
+``--ahead ROOT TARGET`` there is no run yet: the code is loaded first, and Ready says that it is.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from holdfast.agent.scope import Scope, current, guard
 from holdfast.errors import HoldfastError, RunError, UsageError
 from holdfast.values import dump, load
 
+RUN_ID = "HOLDFAST_RUN_ID"
+Ahead = dict[tuple[str, str], object]
+"""What was loaded before there was a run, by root and target."""
+
 
 def main() -> NoReturn:
     """Run one workflow to its end; the process ends with it."""
@@ -34,16 +39,19 @@ def main() -> NoReturn:
         channel = from_environment()
     except (OSError, UsageError) as error:
         end_process(str(error), BROKEN)
-    channel.send(wire.Ready(wire.VERSION, os.getpid(), "{}.{}.{}".format(*sys.version_info[:3])))
-    begin = channel.begin()
-    _find_way_out(begin)
     printed = (Printed(channel, "stdout"), Printed(channel, "stderr"))
     texts = sys.stdout, sys.stderr = tuple(map(as_text, printed))
     current.set(Scope(0))
+    ahead = _load_ahead(sys.argv[1:])
+    channel.send(wire.Ready(wire.VERSION, os.getpid(), "{}.{}.{}".format(*sys.version_info[:3])))
+    begin = channel.begin()
+    os.environ[RUN_ID] = begin.run
+    Printed.release(channel)
+    _find_way_out(begin)
     last: wire.Done | wire.Failed | None = None
     data = b""
     try:
-        data = dump(_run(channel, begin), "what the workflow returned")
+        data = dump(_run(channel, begin, ahead), "what the workflow returned")
     except BaseException as error:  # noqa: BLE001 - whatever left the author's code, the node is told
         last = _failed(error, begin.root)
     for text, raw in zip(texts, printed, strict=True):
@@ -55,6 +63,24 @@ def main() -> NoReturn:
         channel.send(last)
     # No atexit, no waiting for threads that the author left behind: the boundary ends with this process.
     os._exit(0 if last is None else 1)
+
+
+def _load_ahead(arguments: list[str]) -> Ahead:
+    """Load the code that a run will be of. What it prints is kept for that run."""
+    if arguments[:1] != ["--ahead"]:
+        return {}
+    # Whatever else the first run needs, so that it need not load it either.
+    from holdfast.agent import egress as egress
+    from holdfast.agent import relay as relay
+
+    Printed.kept = []
+    _, root, target = arguments
+    del sys.argv[1:]
+    try:
+        return {(root, target): load_target(root, target)}
+    except UsageError as error:
+        # Nobody is there to be told. A worker that is started for a run loads it again, and says what is wrong.
+        end_process(str(error), BROKEN)
 
 
 def _find_way_out(begin: wire.Begin) -> None:
@@ -71,8 +97,8 @@ def _find_way_out(begin: wire.Begin) -> None:
     relay.tell(relay.start(egress.way()), path)
 
 
-def _run(channel: Channel, begin: wire.Begin) -> Any:
-    cls, definition, workflow = _load(begin)
+def _run(channel: Channel, begin: wire.Begin, ahead: Ahead) -> Any:
+    cls, definition, workflow = _load(begin, ahead)
     attribute = definition.workflows[workflow]
     guard(cls)
     agent = cls()
@@ -97,8 +123,9 @@ def _run(channel: Channel, begin: wire.Begin) -> Any:
     return ctx._finish(plan.invoke(method, face, (), {}))
 
 
-def _load(begin: wire.Begin) -> tuple[type, Definition, str]:
-    cls = load_target(begin.root, begin.target)
+def _load(begin: wire.Begin, ahead: Ahead) -> tuple[type, Definition, str]:
+    place = begin.root, begin.target
+    cls = ahead[place] if place in ahead else load_target(*place)
     definition = inspect_class(cls)
     assert isinstance(cls, type)
     return cls, definition, choose_workflow(definition, begin.workflow)

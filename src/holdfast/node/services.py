@@ -10,6 +10,7 @@ from holdfast.clock import Clock
 from holdfast.journal.base import Header, Store
 from holdfast.llm.router import LLM
 from holdfast.node.connectors import ConnectorPool
+from holdfast.node.launch import Launcher
 from holdfast.policy.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Services(Protocol):
     models: LLM
     connectors: ConnectorPool
     egress: Egress
+    launcher: Launcher
     store: Store
     """For reading only."""
 

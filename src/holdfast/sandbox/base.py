@@ -136,6 +136,13 @@ class Boundary(Protocol):
     async def close(self) -> None:
         """Kill, wait, and give back all it held: workspace, cgroup, uid, registry entry."""
 
+    def claim(self, label: Label) -> None:
+        """Make a boundary that was started ahead of its run that run's: kills of it are kills of this one from now on.
+
+        Raises:
+            IsolationError: it was killed meanwhile, or the change cannot be registered.
+        """
+
     def memory(self) -> tuple[int, int]:
         """Current and peak bytes; zeros when unknown."""
 

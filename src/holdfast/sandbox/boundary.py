@@ -12,9 +12,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from holdfast.errors import IsolationError
 from holdfast.sandbox import bwrap, collector, procs, registry, runtime
-from holdfast.sandbox.base import Exit, Held, Reason
+from holdfast.sandbox.base import Exit, Held, Label, Reason
 from holdfast.sandbox.cgroup import Group
 from holdfast.sandbox.registry import Entry
 from holdfast.sandbox.spawn import Child
@@ -83,6 +85,15 @@ class Started:
         if self._closing is None:
             self._closing = self._loop.create_task(self._close())
         await asyncio.shield(self._closing)
+
+    def claim(self, label: Label) -> None:
+        """Make a boundary that was started ahead of its run that run's."""
+        entry = msgspec.structs.replace(self._entry, label=label)
+        registry.register(self._home, entry)
+        self._entry = entry
+        # Asked after the new label stands there: who killed by the old one left a mark, who comes later reads the new.
+        if registry.was_killed(self._home, entry.id) or self._asked is not None or self._status is not None:
+            raise IsolationError("the boundary was killed before its run could have it")
 
     def memory(self) -> tuple[int, int]:
         """Current and peak bytes; zeros when unknown."""
