@@ -7,8 +7,9 @@ stand.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import msgspec
@@ -55,16 +56,20 @@ def load(data: bytes) -> Any:
 
 def sha256(data: bytes) -> str:
     """SHA-256 of bytes, in hex."""
+    # Here, not above: a worker needs none of it, and OpenSSL is a fifth of its memory, to start with and to end.
+    import hashlib
+
     return hashlib.sha256(data).hexdigest()
 
 
 def digest(*parts: str | bytes) -> str:
     """SHA-256 (hex) over parts, each with its length ahead, so that no two lists collide."""
-    pieces = []
+    import hashlib
+
+    pieces: list[bytes] = []
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        pieces.append(len(data).to_bytes(8, "big"))
-        pieces.append(data)
+        pieces += len(data).to_bytes(8, "big"), data
     return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
@@ -73,18 +78,31 @@ _SCALARS = frozenset({str, int, bool, type(None)})
 
 def _is_plain(value: Any, depth: int) -> bool:
     """Whether a value is JSON as it stands: then nothing is copied, and no place is spelt out for an error."""
-    kind = type(value)
+    kind: Any = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind is not dict and kind is not list and kind is not tuple:
+        kind = _container(kind)
+    # Of a subclass the encoder takes the items themselves, whatever its methods say.
     if kind is dict:
-        for key, item in value.items():
+        for key, item in dict.items(value):
             if type(key) is not str or (type(item) not in _SCALARS and (depth > 127 or not _is_plain(item, depth + 1))):
                 return False
         return True
-    if kind is list or kind is tuple:
-        for item in value:
+    if kind is not None:
+        for item in kind.__iter__(value):
             if type(item) not in _SCALARS and (depth > 127 or not _is_plain(item, depth + 1)):
                 return False
         return True
-    return kind is float and math.isfinite(value)
+    return False
+
+
+@functools.lru_cache(256)
+def _container(kind: Hashable) -> type | None:
+    """The JSON container that instances of a subclass are; None for anything else."""
+    if not isinstance(kind, type) or hasattr(kind, "model_dump"):
+        return None
+    return next((base for base in (dict, list) if issubclass(kind, base)), None)
 
 
 def _plain(value: Any, at: str, what: str, depth: int) -> Any:

@@ -390,13 +390,11 @@ def frame(message: FromWorker | FromNode) -> bytes:
     Raises:
         ProtocolError: the message is larger than a frame may be.
     """
-    buffer = bytearray(4)
-    _encoder.encode_into(message, buffer, 4)
-    size = len(buffer) - 4
+    body = _encoder.encode(message)
+    size = len(body)
     if size > MAX_FRAME:
         raise ProtocolError(f"a message of {size} bytes does not fit into a frame of {MAX_FRAME}; send a blob")
-    _HEADER.pack_into(buffer, 0, size)
-    return bytes(buffer)
+    return size.to_bytes(4, "big") + body
 
 
 class Deframer:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +82,25 @@ class Named(str):
     __slots__ = ()
 
 
+class Loud(dict[str, Any]):
+    """Says something else of itself than it holds."""
+
+    def items(self) -> Any:
+        raise AssertionError
+
+    def __iter__(self) -> Any:
+        raise AssertionError
+
+
+class Row(list[Any]):
+    pass
+
+
+class Dumped(dict[str, Any]):
+    def model_dump(self, mode: str) -> Any:
+        return {"dumped": mode}
+
+
 class Own:
     def to_json_value(self) -> Any:
         return {"own": 1}
@@ -99,6 +119,9 @@ class Own:
         (decimal.Decimal("1.50"), b'"1.50"'),
         (uuid.UUID(int=5), b'"00000000-0000-0000-0000-000000000005"'),
         (Named("n"), b'"n"'),
+        (OrderedDict(b=1, a=[0.5]), b'{"a":[0.5],"b":1}'),
+        ([Loud(b=Row([1.5]), a=Loud())], b'[{"a":{},"b":[1.5]}]'),
+        ([Dumped(a=1)], b'[{"dumped":"json"}]'),
         (Own(), b'{"own":1}'),
         ([Own()], b'[{"own":1}]'),
         ({"b", "a", "c"}, b'["a","b","c"]'),
@@ -138,6 +161,8 @@ def _circle() -> Any:
         (lambda: [1, {"a": float("-inf")}], r"holds -inf at \$\[1\]\.a"),
         (lambda: {"k": [b"x"]}, r"holds bytes at \$\.k\[0\]; keep bytes in ctx\.files"),
         (lambda: bytearray(b"x"), "holds bytes"),
+        (lambda: OrderedDict(a=Row([float("nan")])), r"holds nan at \$\.a\[0\]"),
+        (lambda: {"k": OrderedDict({1: 2})}, r"the key 1 at \$\.k"),
         (lambda: {1: 2}, r"the key 1 at \$; JSON objects have text keys"),
         (lambda: Data({2: 3}), r"the key 2 at \$\.x"),
         (lambda: Struct(1, [object()]), r"holds a tests?.*Struct|holds a .*Struct"),
