@@ -42,7 +42,7 @@ async def complete(run: Run, value: bytes, measured: dict[str, Any]) -> Stop | N
             return Stop(Kind.RUN_DENIED, code="denied", message=passage.verdict.reason, rule=passage.verdict.rule)
         payloads = {"output": value}
         if verdict.redactions:
-            payloads = {"args": value, "output": dump(handed(action.args, verdict)["value"])}
+            payloads = {"returned": value, "output": dump(handed(action.args, verdict)["value"])}
         if await finish(run, Kind.RUN_COMPLETED, data, payloads, generation=passage.facts.kill_generation):
             return None
         run.control.refresh()
