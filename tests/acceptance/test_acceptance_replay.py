@@ -54,7 +54,7 @@ SETTINGS = """
 """
 BANK = """
     def pay(amount, card):
-        return {"paid": amount}
+        return {"paid": amount, "card": card}
 """
 LIMITS = """
     - {id: spend, category: budget_usd, with: {limit: 0.002, floor_tokens: 10}}
@@ -75,6 +75,7 @@ PEOPLE = """
       when: action.args.amount > 10
       with: {approvers: ["role:controller"]}
     - {id: cost, category: budget_usd, with: {limit: 1, window: tree}}
+    - {id: hide, category: pan_guard, gates: [tool], on_breach: redact, with: {phases: [after]}}
 """
 
 
@@ -102,11 +103,13 @@ def test_the_bundle_in_force_gives_every_recorded_verdict_again(recorded: Any) -
         store: Any = service.store
         streams = replaying.recorded_runs(store)
         verdicts = [
-            event.data["verdict"]
+            said["verdict"]
             for stream in streams
             for event in store.events(stream.header.stream)
-            if "verdict" in event.data and event.data["verdict"].get("bundle")
+            for said in (event.data, event.data.get("after", {}))
+            if said.get("verdict", {}).get("bundle")
         ]
+        assert [verdict for verdict in verdicts if verdict.get("redactions")]
         digests = {verdict["bundle"] for verdict in verdicts}
         assert len(digests) == 4
         assert {verdict["outcome"] for verdict in verdicts} >= {0, 4, 5, 6}

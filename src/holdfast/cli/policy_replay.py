@@ -14,7 +14,7 @@ from holdfast.cli import opening, output
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
-    from holdfast.policy.whatif import Delta
+    from holdfast.policy.recorded import Delta
 
 SHOWN = 50
 """Runs in the table; ``--json`` has them all."""

@@ -18,13 +18,15 @@ import msgspec
 
 from holdfast.action import Action, Facts, Verdict
 from holdfast.audit.redecide import Undecidable, arguments
-from holdfast.errors import StoreError
+from holdfast.errors import PayloadError, StoreError
 from holdfast.journal.base import StreamKind, StreamState
 from holdfast.journal.event import Kind
 from holdfast.journal.evidence import Evidence
 from holdfast.journal.open import open_store
 from holdfast.policy.bundle import Bundle
-from holdfast.policy.whatif import Decided, Deferred, Delta, Done, Recorded, Refused, Replay, Told, Unreadable, across
+from holdfast.policy.recorded import Decided, Deferred, Delta, Done, Recorded, Told, Unreadable
+from holdfast.policy.whatif import Refused, Replay, across
+from holdfast.values import load
 
 CHUNK = 100
 """Families that are read at once."""
@@ -39,6 +41,11 @@ class _Usage(msgspec.Struct):
     output: int = 0
 
 
+class _After(msgspec.Struct):
+    facts: Facts
+    verdict: Verdict
+
+
 class _Data(msgspec.Struct):
     action: Action | None = None
     facts: Facts | None = None
@@ -48,6 +55,8 @@ class _Data(msgspec.Struct):
     cost: int | None = None
     tokens: int | None = None
     usage: _Usage | None = None
+    after: _After | None = None
+    delivered: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -113,6 +122,11 @@ def _item(
 ) -> Decided | Done | None:
     data = event.data
     if event.kind in _DONE:
+        commitment = event.payloads.get("received") or event.payloads.get("result", "")
+        value = None
+        if commitment and data.delivered is None:
+            places[commitment] = event.index
+            value = functools.partial(_value, payloads, commitment, data.usage is not None)
         return Done(
             run=run,
             seq=seq,
@@ -122,11 +136,16 @@ def _item(
             cost=data.cost,
             tokens=data.tokens,
             output_tokens=data.usage.output if data.usage is not None else 0,
+            value=value,
+            facts=data.after.facts if data.after is not None else None,
+            verdict=data.after.verdict if data.after is not None else None,
         )
     if data.action is None or data.facts is None or data.verdict is None or not data.verdict.bundle:
         return None
     action = data.action
-    commitment = event.payloads.get("output" if event.kind == Kind.RUN_COMPLETED else "args", "")
+    commitment = event.payloads.get("args") or (
+        event.payloads.get("output", "") if event.kind == Kind.RUN_COMPLETED else ""
+    )
     if commitment:
         places[commitment] = event.index
         fetch = functools.partial(_fetch, payloads, commitment, action.kind)
@@ -150,6 +169,20 @@ def _fetch(payloads: Callable[[], Mapping[str, bytes]], commitment: str, kind: s
         return arguments(kind, payload)
     except Undecidable as error:
         raise Unreadable(str(error)) from None
+
+
+def _value(payloads: Callable[[], Mapping[str, bytes]], commitment: str, of_model: bool) -> Any:
+    """What came back, as rules looked at it: of a model, the object that was asked for, otherwise its text."""
+    payload = payloads().get(commitment)
+    if payload is None:
+        raise Unreadable("what came back was erased")
+    try:
+        value = load(payload)
+    except PayloadError as error:
+        raise Unreadable(f"what came back cannot be read: {error}") from None
+    if of_model and isinstance(value, dict) and "text" in value:
+        return value["text"] if value.get("value") is None else value["value"]
+    return value
 
 
 def families(streams: Iterable[StreamState]) -> list[list[StreamState]]:

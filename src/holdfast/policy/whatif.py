@@ -12,17 +12,18 @@ afterwards, in the order of time (:func:`across`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from holdfast.action import Action, Facts, Outcome, Past, Refusal, Reservation, Settlement, Verdict
+from holdfast.action import Action, Ended, Facts, Outcome, Past, Refusal, Reservation, Verdict
 from holdfast.policy.books import Books
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.categories.base import safe
-from holdfast.policy.decide import decide, settlements
+from holdfast.policy.decide import decide, decide_after, settlements
 from holdfast.policy.history import COST, answers, past
+from holdfast.policy.recorded import Change, Claim, Decided, Deferred, Delta, Done, Recorded, Told, Unreadable
 
 ROUNDS = 16
 """How often one action is decided anew because a reservation does not fit: as the gate does."""
@@ -40,163 +41,6 @@ ASSUMED = (
 """What a replay takes for granted, for people."""
 
 
-class Unreadable(Exception):
-    """The arguments of a recorded action cannot be had. The message says why."""
-
-
-class Deferred(Mapping[str, Any]):
-    """Arguments that are fetched, decrypted and decoded when a rule first looks at them."""
-
-    __slots__ = ("_fetch", "_held", "wrong")
-
-    def __init__(self, fetch: Callable[[], Mapping[str, Any]]) -> None:
-        self._fetch = fetch
-        self._held: Mapping[str, Any] | None = None
-        self.wrong = ""
-        """Why a rule that looked saw nothing; empty: none looked, or it saw them."""
-
-    def _value(self) -> Mapping[str, Any]:
-        if self._held is None:
-            try:
-                self._held = self._fetch()
-            except Unreadable as error:
-                self.wrong = str(error)
-                raise
-        return self._held
-
-    def __getitem__(self, key: str) -> Any:
-        return self._value()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._value())
-
-    def __len__(self) -> int:
-        return len(self._value())
-
-
-class Decided(msgspec.Struct, kw_only=True):
-    """A recorded decision."""
-
-    run: str
-    seq: int
-    at: int
-    action: Action
-    """Its arguments may be :class:`Deferred`."""
-    facts: Facts
-    verdict: Verdict
-    went: bool = False
-    """Whether the action went ahead with it: an intent."""
-
-
-class Done(msgspec.Struct, kw_only=True, gc=False):
-    """What came of an action."""
-
-    run: str
-    seq: int
-    at: int
-    id: str
-    ok: bool = True
-    cost: int | None = None
-    """Nano-dollars."""
-    tokens: int | None = None
-    output_tokens: int = 0
-
-
-class Recorded(msgspec.Struct, kw_only=True):
-    """A run, as the journal tells it."""
-
-    run: str
-    parent: str = ""
-    tenant: str = "default"
-    agent: str = ""
-    workflow: str = ""
-    status: str = ""
-    created_at: int = 0
-    items: Sequence[Decided | Done] = ()
-    wrong: str = ""
-    """Why it cannot be replayed; empty: it can."""
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One action that the candidate decides otherwise."""
-
-    step: str
-    action: str
-    """``tool wire_transfer``."""
-    effect: str
-    """denied, asked, delayed, allowed (the record refused it), unasked (the record asked people), redacted, warned or
-    lowered (the output limit)."""
-    was: str
-    now: str
-    rule: str
-    reason: str
-
-
-class Delta(msgspec.Struct, kw_only=True):
-    """What the candidate changes about one run."""
-
-    run: str
-    tenant: str
-    agent: str
-    workflow: str
-    status: str
-    decisions: int = 0
-    same: int = 0
-    """Verdicts that are as recorded in every part that counts."""
-    pinned: int = 0
-    """Decisions that were made under this very bundle."""
-    differ: int = 0
-    """Those among them that come out otherwise: none, unless the record or this version is damaged."""
-    stops_at: str = ""
-    """Step at which the candidate stops the run; empty: it does not."""
-    not_reached: int = 0
-    """Recorded decisions after that."""
-    denied: int = 0
-    asked: int = 0
-    unasked: int = 0
-    allowed: int = 0
-    delayed: int = 0
-    redactions: int = 0
-    """Stretches of text that are replaced and were not; negative: fewer."""
-    minutes: float = 0.0
-    """Reviewers' time more; negative: less."""
-    saved: int = 0
-    """Nano-dollars that would not have been spent."""
-    spent: int = 0
-    """Nano-dollars that would have been spent on top, at most."""
-    shadow: int = 0
-    """Decisions to which a rule in shadow objects."""
-    changes: list[Change] = []
-    unknown: list[str] = []
-    """Decisions that could not be made again, and why."""
-
-    @property
-    def changed(self) -> bool:
-        """Whether the run would have gone otherwise."""
-        return bool(self.changes)
-
-
-class Claim(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What an action wants of a count that several families share, or settles of it."""
-
-    run: str
-    seq: int
-    at: int
-    wants: tuple[Reservation, ...] = ()
-    """Whether these fit is to be found out."""
-    known: tuple[Reservation, ...] = ()
-    """These fitted, by the record."""
-    settles: tuple[Settlement, ...] = ()
-
-
-class Told(msgspec.Struct, kw_only=True):
-    """What a family's replay gives."""
-
-    root: str
-    deltas: list[Delta]
-    claims: list[Claim] = []
-
-
 Refused = Mapping[tuple[str, int], Mapping[str, Refusal]]
 """By run and sequence number: reservations that are known not to fit there."""
 
@@ -204,7 +48,7 @@ Refused = Mapping[tuple[str, int], Mapping[str, Refusal]]
 class _Line:
     """One run while it is replayed."""
 
-    __slots__ = ("asked", "delta", "latest", "lost", "prices", "record", "reserved", "stopped_at")
+    __slots__ = ("asked", "begun", "delta", "latest", "lost", "prices", "record", "reserved", "stopped_at")
 
     def __init__(self, run: Recorded) -> None:
         self.delta = Delta(
@@ -218,6 +62,8 @@ class _Line:
         """What rules over the record ask about, by the intent's place."""
         self.latest: dict[str, int] = {}
         """Place of each step's latest attempt there."""
+        self.begun: dict[str, Decided] = {}
+        """By step: its latest decision, where something looks at what comes back."""
         self.prices: dict[str, tuple[int, int]] = {}
         """By step: the lowered output limit, and the price of an output token."""
 
@@ -277,6 +123,8 @@ class Replay:
         if item.id in line.prices:
             limit, price = line.prices.pop(item.id)
             line.delta.saved += max(item.output_tokens - limit, 0) * price
+        if (begun := line.begun.pop(item.id, None)) is not None and item.value is not None:
+            self._after(begun, item, item.value, line)
         reserved = line.reserved.pop(item.id, ())
         if not reserved:
             return
@@ -293,18 +141,47 @@ class Replay:
         if isinstance(args, Deferred) and args.wrong:
             delta.unknown.append(f"{item.action.id}: {args.wrong}")
             return
-        delta.decisions += 1
-        same = all(getattr(verdict, name) == getattr(was, name) for name in COMPARED)
-        delta.same += same
-        if was.bundle == self._bundle.digest:
-            delta.pinned += 1
-            delta.differ += not same
+        same = _count(delta, verdict, was, pinned=was.bundle == self._bundle.digest)
         delta.shadow += any(hit.mode == "shadow" and hit.outcome is not Outcome.ALLOW for hit in verdict.hits)
+        if item.went and ("after", item.action.gate) in self._bundle.later:
+            line.begun[item.action.id] = item
         if item.went and self._bundle.historic:
             line.record[item.seq] = past(item.action, item.facts.now, item.facts.agent, self._bundle.figures)
             line.latest[item.action.id] = item.seq
         if not same:
             self._compare(item, verdict, line)
+
+    def _after(self, begun: Decided, item: Done, value: Callable[[], Any], line: _Line) -> None:
+        """What the candidate says of what came back."""
+        bundle, delta, action, was = self._bundle, line.delta, begun.action, item.verdict
+        pinned = begun.verdict.bundle == bundle.digest
+        if was is None and pinned:
+            return  # it had nothing to say then, on facts that were not kept
+        facts = item.facts or msgspec.structs.replace(begun.facts, now=item.at)
+        if not pinned:
+            facts = self._recalled(action, facts, line, "after")
+        try:
+            ended = Ended(value=value(), cost=item.cost, tokens=item.tokens)
+        except Unreadable as error:
+            delta.unknown.append(f"{action.id}: {error}")
+            return
+        verdict = decide_after(action, ended, facts, bundle)
+        if isinstance(action.args, Deferred) and action.args.wrong:
+            delta.unknown.append(f"{action.id}: {action.args.wrong}")
+            return
+        before = was or Verdict(outcome=Outcome.ALLOW, kill_generation=verdict.kill_generation)
+        same = _count(delta, verdict, before, pinned=pinned)
+        if not same or verdict.redactions != before.redactions:
+            self._compare(msgspec.structs.replace(begun, at=item.at, verdict=before), verdict, line)
+
+    def _recalled(self, action: Action, facts: Facts, line: _Line, phase: str) -> Facts:
+        """The facts with answers to what the candidate asks of the record; those that were recorded stand."""
+        asks = self._bundle.asks(action, facts, phase)
+        if not asks:
+            return facts
+        asked = (question.of(action) for question in asks if question.over == "run")
+        found = answers(asked, facts, tuple(line.record.values()))
+        return msgspec.structs.replace(facts, history={**found, **facts.history})
 
     def _verdict(self, item: Decided, line: _Line, books: Books, told: Told, given: Mapping[str, Refusal]) -> Verdict:
         """What the candidate says, with what it reserves in the books."""
@@ -313,10 +190,7 @@ class Replay:
             verdict = decide(action, facts, bundle)
             self._reserve(item, verdict, verdict.reservations, line, books, told)
             return verdict
-        if bundle.historic:
-            asked = [question.of(action) for question in bundle.asks(action, facts)]
-            found = answers((one for one in asked if one.over == "run"), facts, tuple(line.record.values()))
-            facts = msgspec.structs.replace(facts, history={**found, **facts.history})
+        facts = self._recalled(action, facts, line, "before")
         refusals = dict(given)
         known = was.reservations if was.allowed else ()
         for _ in range(ROUNDS):
@@ -454,6 +328,16 @@ def across(
         for later in range(place, len(results[root].claims)):
             heapq.heappush(heap, (max(at, results[root].claims[later].at), root, later, version[root]))
     return results
+
+
+def _count(delta: Delta, now: Verdict, was: Verdict, *, pinned: bool) -> bool:
+    """Count a decision in; says whether it comes out as recorded."""
+    same = all(getattr(now, name) == getattr(was, name) for name in COMPARED)
+    delta.decisions += 1
+    delta.same += same
+    delta.pinned += pinned
+    delta.differ += pinned and not same
+    return same
 
 
 def _effect(was: Outcome, now: Outcome) -> str:

@@ -15,7 +15,8 @@ from holdfast.policy.books import Books
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import decide
 from holdfast.policy.model import one
-from holdfast.policy.whatif import Decided, Deferred, Delta, Done, Recorded, Refused, Replay, Told, Unreadable, across
+from holdfast.policy.recorded import Decided, Deferred, Delta, Done, Recorded, Told, Unreadable
+from holdfast.policy.whatif import Refused, Replay, across
 
 NOW = 1_772_445_600_000_000
 PRICE = Price(input=1000, output=5000)
@@ -246,3 +247,31 @@ def test_any_bundle_gives_its_own_verdicts_again(names: list[str], limit: int, b
     )
     (delta,) = replayed(rules, recorded([tool(name) for name in names], rules))
     assert (delta.same, delta.differ, delta.changed) == (delta.decisions, 0, False)
+
+
+def test_what_came_back_is_looked_at_too() -> None:
+    hide = bundle({"category": "pan_guard", "gates": ["tool"], "on_breach": "redact", "with": {"phases": ["after"]}})
+    block = bundle({"category": "pan_guard", "gates": ["tool"], "on_breach": "deny", "with": {"phases": ["after"]}})
+
+    def run(value: Any) -> Recorded:
+        made = recorded([tool(), tool()], OPEN, cost=5)
+        first: Any = made.items[1]
+        first.value = lambda: value
+        return made
+
+    assert not replayed(hide, run("none"))[0].changed
+    (delta,) = replayed(hide, run("4111 1111 1111 1111"))
+    assert (delta.redactions, delta.not_reached) == (1, 0)
+    (delta,) = replayed(block, run(["4111 1111 1111 1111"]))
+    assert (delta.denied, delta.stops_at, delta.not_reached, delta.saved) == (1, "pay.0", 1, 5)
+
+
+def test_what_came_back_and_was_erased_is_told() -> None:
+    def gone() -> Any:
+        raise Unreadable("what came back was erased")
+
+    made = recorded([tool()], OPEN)
+    done: Any = made.items[1]
+    done.value = gone
+    (delta,) = replayed(bundle({"category": "pan_guard", "gates": ["tool"]}), made)
+    assert delta.unknown == ["pay.0: what came back was erased"]
