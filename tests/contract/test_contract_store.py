@@ -844,6 +844,39 @@ class TestConcurrency:
         kinds = [decode(body).kind for _, body in stores[0].log("acme", limit=1000)]
         assert kinds[-1] == "kill.issued"
 
+    def test_what_another_writer_changed_is_seen(self, store: SqlStore, opener: Opener) -> None:
+        """Whatever a writer keeps in memory of rows that it wrote, it believes only while they stand."""
+        seed(store, "r1", "r2")
+        other = opener()
+
+        def spend(amount: int, **more: Any) -> Append:
+            budget = Budget(key="b", amount=amount, limit=100)
+            return append("r1", draft(result=b"x"), reserve=(budget,), kill_generation=generation, **more)
+
+        generation = store.kill_generation()
+        for _ in range(3):
+            done(store, spend(10))
+        done(other, append("r2", draft(result=b"y"), reserve=(Budget(key="b", amount=40, limit=100),)))
+        assert refused(store, spend(31)).refusals[0].used == 70
+        for _ in range(2):
+            done(store, spend(10))
+        assert [row.reserved for row in other.ledger("b")] == [90]
+
+        done(other, append("control:acme", epoch=0, kills=(kill("k1"),)))
+        assert refused(store, spend(1)).reason == "kill"
+        generation = store.kill_generation()
+        done(store, spend(1))
+
+        assert other.erase("acme") == 1
+        (later,) = done(store, spend(1))
+        assert other.payload("acme", later.events[0].payloads["result"]) == b"x"
+
+        other.register(node(other, "n2"))
+        assert other.claim("r1", "n2", free=("n1",)) == 2
+        assert refused(store, spend(1)).reason == "epoch"
+        done(other, spend(1, epoch=2, by="n2"))
+        assert check_log(store, "acme") > 0
+
     def test_the_first_tenant_and_the_first_fleet_event_are_made_once(self, opener: Opener) -> None:
         stores = [opener(), opener(), opener()]
         made: list[bool] = []

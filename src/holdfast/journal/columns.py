@@ -132,8 +132,12 @@ def ledger_row(row: Sequence[Any]) -> LedgerRow:
 
 def ledger_line(row: LedgerRow) -> tuple[Any, ...]:
     """The columns of :data:`LEDGER`."""
-    holders = msgspec.json.encode(row.holders).decode() if row.holders else "{}"
-    return (row.key, row.kind, row.reserved, row.settled, row.limit, row.tat, holders)
+    return (row.key, row.kind, row.reserved, row.settled, row.limit, row.tat, holders_text(row))
+
+
+def holders_text(row: LedgerRow) -> str:
+    """The holders of a row of the ledger as they are written; in the same order, so that equal rows are equal text."""
+    return msgspec.json.encode(row.holders).decode() if row.holders else "{}"
 
 
 def as_bytes(value: Any) -> bytes:

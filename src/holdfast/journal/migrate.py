@@ -38,7 +38,15 @@ def check(version: str, where: str) -> bool:
 def statements(dialect: str, revision: str) -> list[str]:
     """A revision's SQL for ``sqlite`` or ``postgresql``, one statement each."""
     text = (_MIGRATIONS / "sql" / f"{revision}.{dialect}.sql").read_text()
-    return [statement for part in text.split(";\n") if (statement := part.strip())]
+    found = [""]
+    for part in text.split(";\n"):
+        # What stands between two $$ is the body of a function, with semicolons of its own.
+        found[-1] += part
+        if found[-1].count("$$") % 2:
+            found[-1] += ";\n"
+        else:
+            found.append("")
+    return [statement for part in found if (statement := part.strip())]
 
 
 def create(dialect: str, run: Callable[[str, Sequence[Any]], object]) -> None:

@@ -1,7 +1,8 @@
 """The journal in PostgreSQL, for several nodes: the same transaction, under row locks taken in one order.
 
 A tenant's row is where its log ends, so appends of one tenant follow one another; each node's writer groups its own.
-Two round trips a batch: one pipeline locks and reads, the other writes and commits.
+A batch of steps takes one round trip (:mod:`holdfast.journal.postgres_quick`), any other two: one pipeline locks and
+reads, the other writes and commits.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.errors import ConfigError, StoreError
 from holdfast.journal import migrate
-from holdfast.journal.base import Append, Result, Tenant
+from holdfast.journal.base import Append, Appended, Result, Tenant
 from holdfast.journal.payloads import Keyring
+from holdfast.journal.postgres_quick import PLANS, Kept
 from holdfast.journal.postgres_rows import LOCK_TENANTS, Loaded, load, send
 from holdfast.journal.sqlstore import Execute, SqlStore, must
 from holdfast.journal.transaction import Raced, Transaction
@@ -68,6 +70,7 @@ class PostgresStore(SqlStore):
         self._reader: psycopg.Connection[Any] | None = None
         self._tenant_of: dict[str, str] = {}
         self._sql: dict[str, str] = {}
+        self._kept = Kept()
         self._migrate()
 
     @property
@@ -98,10 +101,42 @@ class PostgresStore(SqlStore):
             StoreError: nothing of the batch is durable, or, where the message says so, that cannot be known now.
         """
 
+        with self._write_lock:
+            if (results := self._commit_quickly(batch)) is not None:
+                return results
+
         def decide(step: Transaction) -> list[Result]:
             return [step.append(item) for item in batch]
 
         return self._batch(batch, decide)
+
+    def _commit_quickly(self, batch: Sequence[Append]) -> list[Result] | None:
+        """Commit on the rows that are kept; None when that does not do, and nothing was written."""
+        kept = self._kept
+        if self._writer is None or self._writer.closed or not kept.fits(batch):
+            return None
+        call = kept.call(batch)
+        step, stale = call.step, False
+        try:
+            results = [step.append(item) for item in batch]
+            # Whether it would be refused on rows as they are now is for those rows to say.
+            if all(type(result) is Appended for result in results):
+                kept.succeeded(step, call.send(self._writer))
+                self.heads = {name: row.frontier for name, row in step.tenants.items()}
+                return results
+        except self._psycopg.errors.SerializationFailure:
+            stale = True
+        except self._psycopg.Error:
+            kept.failed(batch, False)
+            if not self._writer.broken or not self._took_place(step):
+                return None
+            self.heads = {name: row.frontier for name, row in step.tenants.items()}
+            return results
+        except BaseException:
+            kept.failed(batch, False)
+            raise
+        kept.failed(batch, stale)
+        return None
 
     def _create_tenant(self, tenant: Tenant, item: Append) -> bool:
         def decide(step: Transaction) -> bool:
@@ -114,12 +149,14 @@ class PostgresStore(SqlStore):
 
     def _batch(self, batch: Sequence[Append], decide: Callable[[Transaction], _T], tenants: Sequence[str] = ()) -> _T:
         kept: list[tuple[Transaction, _T]] = []
+        read: list[Loaded] = []
 
         def work(connection: psycopg.Connection[Any]) -> _T:
             rows = load(connection, batch, lambda streams: self._tenants(connection, streams), tenants, self.keyring)
             step = Transaction(rows)
             result = decide(step)
             kept[:] = [(step, result)]
+            read[:] = [rows]
             self._flush(connection, step, rows)
             return result
 
@@ -131,6 +168,7 @@ class PostgresStore(SqlStore):
                 if not self._took_place(step):
                     raise self._failure(lost.cause) from None
             step = kept[0][0]
+            self._kept.learn(read[0], step)
             self.heads = {name: row.frontier for name, row in step.tenants.items()}
             return result
 
@@ -171,6 +209,7 @@ class PostgresStore(SqlStore):
             try:
                 if self._writer is None or self._writer.closed:
                     self._writer = self._connect()
+                    self._writer.execute(PLANS)
                     reconnected = True
                 return work(self._writer)
             except again as error:
@@ -287,6 +326,7 @@ class PostgresStore(SqlStore):
         with self._write_lock:
             try:
                 self._writer = connection = self._connect()
+                connection.execute(PLANS)
                 if self._current(connection):
                     return
                 with connection.transaction():

@@ -6,6 +6,7 @@ transactions wait for each other.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,10 @@ _KEYS = (
 class Loaded:
     """The rows of one transaction, locked and read."""
 
-    def __init__(self, keyring: Keyring, now: int, generation: int) -> None:
+    def __init__(self, keyring: Keyring, now: int, generation: int, asked: Collection[str]) -> None:
+        self.asked = asked
+        """Keys of the ledger that were looked up."""
+        self.read_at = time.monotonic_ns() // 1000
         self.tenants: dict[str, TenantRow] = {}
         self.streams: dict[str, StreamRow] = {}
         self.rows: dict[str, LedgerRow] = {}
@@ -159,7 +163,7 @@ def load(
         )
         sealed = connection.execute(_KEYS, (ordered,)) if sealing else None
     generation, now = state.fetchall()[0]
-    rows = Loaded(keyring, now, generation)
+    rows = Loaded(keyring, now, generation, sorted_keys)
     for row in locked_tenants:
         rows.tenants[row[0]] = TenantRow(row[0], row[1], row[2], row[3], bytes(row[4]))
     for row in locked_streams:

@@ -22,7 +22,7 @@ CREATE TABLE events (
   before BIGINT NOT NULL,
   body BYTEA NOT NULL,
   CONSTRAINT uq_events_log UNIQUE (tenant, idx)
-);
+) WITH (toast_tuple_target = 8160);
 
 CREATE TABLE inbox (
   id BIGINT GENERATED ALWAYS AS IDENTITY,
@@ -61,7 +61,7 @@ CREATE TABLE ledger (
   tat BIGINT NOT NULL,
   holders TEXT NOT NULL,
   PRIMARY KEY (key)
-);
+) WITH (fillfactor = 70);
 
 CREATE TABLE memory (
   tenant TEXT COLLATE "C" NOT NULL,
@@ -96,7 +96,9 @@ CREATE TABLE payloads (
   key_id TEXT NOT NULL,
   ciphertext BYTEA NOT NULL,
   CONSTRAINT uq_payloads UNIQUE (tenant, idx, role)
-);
+) WITH (toast_tuple_target = 8160);
+
+ALTER TABLE payloads ALTER ciphertext SET STORAGE EXTERNAL;
 
 CREATE TABLE secrets (
   tenant TEXT COLLATE "C" NOT NULL,
@@ -132,7 +134,7 @@ CREATE TABLE streams (
   ready_at BIGINT,
   replay_from BIGINT NOT NULL,
   PRIMARY KEY (stream)
-);
+) WITH (fillfactor = 70);
 
 CREATE INDEX ix_streams_created ON streams (created_at);
 
@@ -160,6 +162,73 @@ CREATE TABLE tenants (
   log_size BIGINT NOT NULL,
   frontier BYTEA NOT NULL,
   PRIMARY KEY (name)
-);
+) WITH (fillfactor = 20);
 
 INSERT INTO meta (key, value) VALUES ('kill_generation', 0);
+
+CREATE FUNCTION holdfast_commit(
+  tenant_name TEXT[], tenant_size BIGINT[], tenant_key TEXT[], tenant_new_size BIGINT[], tenant_frontier BYTEA[],
+  generation BIGINT,
+  stream_name TEXT[], stream_epoch BIGINT[], stream_owner TEXT[], stream_seq BIGINT[], stream_new_seq BIGINT[],
+  stream_head TEXT[], stream_tail BIGINT[],
+  old_reserved BIGINT[], old_settled BIGINT[], old_tat BIGINT[], old_holders TEXT[],
+  ledger_key TEXT[], ledger_kind TEXT[], ledger_reserved BIGINT[], ledger_settled BIGINT[], ledger_ceiling BIGINT[],
+  ledger_tat BIGINT[], ledger_holders TEXT[],
+  event_tenant TEXT[], event_idx BIGINT[], event_stream TEXT[], event_seq BIGINT[], event_kind TEXT[],
+  event_at BIGINT[], event_clock_error BIGINT[], event_node TEXT[], event_epoch BIGINT[], event_witness TEXT[],
+  event_principal TEXT[], event_auth TEXT[], event_prev TEXT[], event_leaf TEXT[], event_before BIGINT[],
+  event_body BYTEA[],
+  payload_tenant TEXT[], payload_idx BIGINT[], payload_role TEXT[], payload_commitment TEXT[], payload_key_id TEXT[],
+  payload_ciphertext BYTEA[]
+) RETURNS BIGINT LANGUAGE plpgsql AS $$
+DECLARE
+  met BIGINT;
+BEGIN
+  UPDATE tenants t SET log_size = u.new_size, frontier = u.frontier
+  FROM unnest(tenant_name, tenant_size, tenant_key, tenant_new_size, tenant_frontier)
+    AS u (name, size, key, new_size, frontier)
+  WHERE t.name = u.name AND t.log_size = u.size
+    AND EXISTS (SELECT 1 FROM tenant_keys k WHERE k.tenant = u.name AND k.id = u.key AND k.wrapped IS NOT NULL);
+  GET DIAGNOSTICS met = ROW_COUNT;
+  IF met <> cardinality(tenant_name) THEN RAISE SQLSTATE '40001'; END IF;
+  UPDATE streams s SET seq = u.new_seq, head = u.head, tail = u.tail
+  FROM unnest(stream_name, stream_epoch, stream_owner, stream_seq, stream_new_seq, stream_head, stream_tail)
+    AS u (name, epoch, owner, seq, new_seq, head, tail)
+  WHERE s.stream = u.name AND s.epoch = u.epoch AND s.owner = u.owner AND s.seq = u.seq;
+  GET DIAGNOSTICS met = ROW_COUNT;
+  IF met <> cardinality(stream_name) THEN RAISE SQLSTATE '40001'; END IF;
+  IF generation >= 0 THEN
+    PERFORM pg_advisory_xact_lock_shared(1752132708);
+    IF (SELECT value FROM meta WHERE key = 'kill_generation') <> generation THEN RAISE SQLSTATE '40001'; END IF;
+  END IF;
+  IF cardinality(ledger_key) > 0 THEN
+    UPDATE ledger l
+    SET kind = u.kind, reserved = u.reserved, settled = u.settled, ceiling = u.ceiling, tat = u.tat, holders = u.holders
+    FROM unnest(ledger_key, ledger_kind, ledger_reserved, ledger_settled, ledger_ceiling, ledger_tat, ledger_holders,
+      old_reserved, old_settled, old_tat, old_holders) AS u (key, kind, reserved, settled, ceiling, tat, holders,
+      before_reserved, before_settled, before_tat, before_holders)
+    WHERE l.key = u.key AND l.reserved = u.before_reserved AND l.settled = u.before_settled AND l.tat = u.before_tat
+      AND l.holders = u.before_holders;
+    GET DIAGNOSTICS met = ROW_COUNT;
+    IF met < cardinality(ledger_key) THEN
+      IF met <> cardinality(array_remove(old_reserved, NULL)) THEN RAISE SQLSTATE '40001'; END IF;
+      INSERT INTO ledger (key, kind, reserved, settled, ceiling, tat, holders)
+      SELECT u.key, u.kind, u.reserved, u.settled, u.ceiling, u.tat, u.holders
+      FROM unnest(ledger_key, ledger_kind, ledger_reserved, ledger_settled, ledger_ceiling, ledger_tat, ledger_holders,
+        old_reserved) AS u (key, kind, reserved, settled, ceiling, tat, holders, before_reserved)
+      WHERE u.before_reserved IS NULL;
+    END IF;
+  END IF;
+  INSERT INTO events (tenant, idx, stream, seq, kind, at, clock_error, node, epoch, witness, principal, auth, prev, leaf,
+    before, body)
+  SELECT * FROM unnest(event_tenant, event_idx, event_stream, event_seq, event_kind, event_at, event_clock_error,
+    event_node, event_epoch, event_witness, event_principal, event_auth, event_prev, event_leaf, event_before,
+    event_body);
+  IF cardinality(payload_idx) > 0 THEN
+    INSERT INTO payloads (tenant, idx, role, commitment, key_id, ciphertext)
+    SELECT * FROM unnest(payload_tenant, payload_idx, payload_role, payload_commitment, payload_key_id,
+      payload_ciphertext);
+  END IF;
+  RETURN (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
+END
+$$;
