@@ -30,8 +30,8 @@ FORCE: tuple[dict[str, Any], ...] = (
 )
 CANDIDATE: tuple[dict[str, Any], ...] = (
     *FORCE[:4],
-    {"id": "spend", "category": "budget_usd", "with": {"limit": "0.004"}},
-    {"id": "day", "category": "budget_usd", "with": {"limit": 30, "window": "day"}},
+    {"id": "spend", "category": "budget_usd", "with": {"limit": "0.5"}},
+    {"id": "day", "category": "budget_usd", "with": {"limit": 20, "window": "day"}},
     FORCE[6],
     {"id": "large", "category": "require_approval", "when": "action.name == 'wire_out' && action.args.amount > 900"},
     {"id": "often", "category": "kill_switch", "gates": ["tool"], "when": 'history.count("tool", "wire_*") > 3'},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast import config
-from holdfast.cli import exits, opening, output, policy_apply, policy_glass, policy_replay
+from holdfast.cli import exits, opening, output, policy_apply, policy_glass, policy_learn, policy_replay
 from holdfast.errors import UsageError
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def _share(part: int, whole: int) -> str:
 
 
 app.command("replay")(policy_replay.replay)
+app.command("learn")(policy_learn.learn)
 app.command("apply")(policy_apply.apply)
 app.command("key")(policy_apply.key)
 app.command("sign")(policy_apply.sign)

@@ -271,6 +271,14 @@ def _work(part: Sequence[Sequence[StreamState]]) -> list[Told]:
     return [core.family(runs) for runs in reading.families(part)]
 
 
+def recorded(store: Evidence, streams: Sequence[StreamState]) -> Iterator[Recorded]:
+    """What is on record of some runs, each by itself, a part at a time."""
+    reading = Reading(store)
+    for start in range(0, len(streams), CHUNK):
+        for runs in reading.families([[stream] for stream in streams[start : start + CHUNK]]):
+            yield from runs
+
+
 def recorded_runs(store: Evidence, *, tenant: str = "", runs: Sequence[str] = (), since: int = 0) -> list[StreamState]:
     """The runs to replay: those named with their descendants, or all of a tenant, begun at ``since`` or later.
 
