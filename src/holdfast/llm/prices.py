@@ -85,15 +85,20 @@ class Prices:
         """The price of a call with everything that is charged beside text; None when the model is not known."""
         name = model.lower()
         key = f"{provider}/{name}"
-        own = self._overrides.get(key) or self._overrides.get(name)
-        if own is not None:
-            return Rates(price=own)
+        if own := self.own_rates(provider, model):
+            return own
         card = self._card(key, provider, name)
         rates = None
         for (start, price), more in zip(card.tiers, card.more, strict=True):
             if rates is None or input_tokens > start:
                 rates = Rates(price=price, more=more)
         return rates
+
+    def own_rates(self, provider: str, model: str) -> Rates | None:
+        """The operator's own price of a model; None when there is none."""
+        name = model.lower()
+        own = self._overrides.get(f"{provider}/{name}") or self._overrides.get(name)
+        return Rates(price=own) if own is not None else None
 
     @property
     def version(self) -> str:
