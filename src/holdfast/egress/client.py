@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from holdfast.egress import http1, messages
-from holdfast.egress.base import Limits, RequestHead, ResponseHead
+from holdfast.egress.base import Headers, Limits, RequestHead, ResponseHead
 from holdfast.egress.stream import Lost, Stream
 
 
 class Asker(Protocol):
     """Who asked: what an exchange needs of a connection (HTTP/1.1) or a stream (HTTP/2)."""
 
-    done: bool
-    """The request's body has been read to its end."""
+    @property
+    def done(self) -> bool:
+        """The request's body has been read to its end."""
+        ...
 
     async def read(self) -> bytes:
         """The next bytes of the request's body; empty at its end."""
@@ -36,8 +38,8 @@ class Asker(Protocol):
         """Wait for a slow reader."""
         ...
 
-    def end(self) -> None:
-        """The answer is complete."""
+    def end(self, trailers: Headers = ()) -> None:
+        """The answer is complete. HTTP/1.1 has no use for trailers, and drops them."""
         ...
 
     def cut(self) -> None:
@@ -153,7 +155,7 @@ class Http1Asker:
         if self.stream.paused:
             await self.stream.drain(self._limits.stream_s)
 
-    def end(self) -> None:
+    def end(self, trailers: Headers = ()) -> None:
         pending, self._pending = self._pending, b""
         if self._chunked:
             pending += http1.LAST_CHUNK

@@ -268,7 +268,7 @@ class Exchange:
             go.meter.response(answer)
         body = not sender.done
         if not body:
-            await self._conclude(answer, b"", body=False)
+            await self._conclude(answer, b"", dressed, body=False)
             return
         while True:
             data = await sender.read()
@@ -282,7 +282,7 @@ class Exchange:
             else:
                 out = await self._changed(data, last, decoder, transforms, answer)
             if last:
-                await self._conclude(answer, out, body=True)
+                await self._conclude(answer, out, dressed, body=True)
                 return
             self._count(out)
             if not self._started:
@@ -345,7 +345,7 @@ class Exchange:
             else:
                 self._kept.append(out)
 
-    async def _conclude(self, answer: ResponseHead, out: bytes, *, body: bool) -> None:
+    async def _conclude(self, answer: ResponseHead, out: bytes, dressed: Dressed, *, body: bool) -> None:
         """The response is complete: report, then hand its end to the agent."""
         self._count(out)
         sender = self.sender
@@ -354,12 +354,15 @@ class Exchange:
         self.outlet.keep(self.head, sender)
         await self._report("")
         if not self._started:
-            if body and answer.length is None:
+            if body and answer.length is None and not sender.trailers:
                 answer = msgspec.structs.replace(answer, length=self._length)
             self._started = True
             self.asker.start(answer, body=body)
         self.asker.write(out)
-        self.asker.end()
+        trailers = sender.trailers
+        if trailers and dressed.scrub_headers is not None:
+            trailers = dressed.scrub_headers(trailers)
+        self.asker.end(trailers)
         await self.asker.drain()
 
     async def _break_off(self, problem: Aborted) -> None:

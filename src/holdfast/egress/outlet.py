@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast.egress.base import Body, Door, Dressed, Guard, Limits, Outfitter, Refused, RequestHead
+from holdfast.egress.http2_upstream import Http2Sender
 from holdfast.egress.stream import Stream, Sweeper
 from holdfast.egress.tls import Authority, upstream_context
 from holdfast.egress.upstream import Http1Sender, Key, Pool, Sender, connect
@@ -19,6 +20,7 @@ class Outlet:
 
     ``pool`` is the tenant's: idle upstream connections pass between the runs of a tenant and never beyond it.
     ``authority`` is the run's: without it, TLS cannot be inspected and is refused where that is asked for.
+    ``upstream_tls`` makes the context that verifies upstreams (:func:`holdfast.egress.tls.upstream_context`).
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class Outlet:
         outfitter: Outfitter | None = None,
         limits: Limits | None = None,
         authority: Authority | None = None,
-        upstream_tls: ssl.SSLContext | None = None,
+        upstream_tls: Callable[[], ssl.SSLContext] = upstream_context,
         bases: Mapping[str, str] | None = None,
         encoded_slashes: bool = False,
     ) -> None:
@@ -45,7 +47,8 @@ class Outlet:
         self.authority = authority
         self.bases = dict(bases or {})
         self.encoded_slashes = encoded_slashes
-        self._upstream_tls = upstream_tls
+        self._make_tls = upstream_tls
+        self._tls_contexts: dict[bool, ssl.SSLContext] = {}
         self.clients: set[Stream] = set()
         self.upstreams: set[Stream] = set()
         self.stopped = False
@@ -78,9 +81,8 @@ class Outlet:
 
     def keep(self, head: RequestHead, sender: Sender) -> None:
         """An exchange is over: keep its connection for the next one, or close it."""
-        if isinstance(sender, Http1Sender):
-            self.upstreams.discard(sender.stream)
-            self.pool.give(_key(head), sender, self.loop.time())
+        self.upstreams.discard(sender.stream)
+        self.pool.give(_key(head), sender, self.loop.time())
 
     async def dial(self, head: RequestHead, addresses: tuple[str, ...], seconds: float) -> Sender:
         """A new connection.
@@ -88,8 +90,11 @@ class Outlet:
         Raises:
             DialError: none could be made.
         """
-        context = self.upstream_tls() if head.scheme == "https" else None
+        http2 = head.version == "2"
+        context = self.upstream_tls(http2=http2) if head.scheme == "https" else None
         stream, address = await self.connect(head, addresses, seconds, context)
+        if http2 and context is not None and stream.chosen_protocol == "h2":
+            return Http2Sender(stream, self.limits, address)
         return Http1Sender(stream, self.limits, address)
 
     async def connect(
@@ -114,11 +119,14 @@ class Outlet:
             stream.abort("stopped")
         return stream, address
 
-    def upstream_tls(self) -> ssl.SSLContext:
-        """How upstreams are verified: strictly."""
-        if self._upstream_tls is None:
-            self._upstream_tls = upstream_context()
-        return self._upstream_tls
+    def upstream_tls(self, *, http2: bool = False) -> ssl.SSLContext:
+        """How upstreams are verified: strictly. HTTP/2 is offered only where the agent speaks it itself."""
+        context = self._tls_contexts.get(http2)
+        if context is None:
+            context = self._make_tls()
+            context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
+            self._tls_contexts[http2] = context
+        return context
 
     def stop(self) -> None:
         """End every connection at once; exchanges under way report ``stopped``."""
@@ -128,4 +136,4 @@ class Outlet:
 
 
 def _key(head: RequestHead) -> Key:
-    return head.scheme, head.host, head.port, False
+    return head.scheme, head.host, head.port, head.version == "2"

@@ -165,6 +165,12 @@ class Stream(asyncio.Protocol):
             raise Lost(self.lost)
 
     @property
+    def chosen_protocol(self) -> str | None:
+        """What TLS agreed on (ALPN, RFC 7301); None without TLS or agreement."""
+        tls = self.transport.get_extra_info("ssl_object") if self.transport is not None else None
+        return tls.selected_alpn_protocol() if tls is not None else None
+
+    @property
     def paused(self) -> bool:
         """Whether the peer takes what is written more slowly than it comes."""
         return self._paused

@@ -65,7 +65,7 @@ class Authority:
             return known
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols(["h2", "http/1.1"])
         context.sni_callback = _only(host)
         # Python takes keys from files only: one in memory, gone when it is closed.
         with _memory_file(self._leaf(host) + self._leaf_key_pem()) as path:

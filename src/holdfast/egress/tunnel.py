@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Coroutine
 from typing import Final, cast
 
-from holdfast.egress import answers, http1
+from holdfast.egress import answers, http1, http2
 from holdfast.egress.base import Body, Deny, Go, Outcome, Refused, RequestHead, ResponseHead
 from holdfast.egress.client import Http1Asker
 from holdfast.egress.exchange import Exchange
@@ -45,7 +45,7 @@ async def opened(outlet: Outlet, asker: Http1Asker, head: RequestHead) -> Http1A
     return await _inspect(outlet, asker, head)
 
 
-async def _inspect(outlet: Outlet, asker: Http1Asker, head: RequestHead) -> Http1Asker:
+async def _inspect(outlet: Outlet, asker: Http1Asker, head: RequestHead) -> Http1Asker | None:
     stream, limits = asker.stream, outlet.limits
     asker.switch(_ESTABLISHED, b"")
     if not stream.buffer and not await stream.more(limits.head_s):
@@ -54,6 +54,9 @@ async def _inspect(outlet: Outlet, asker: Http1Asker, head: RequestHead) -> Http
     if stream.buffer[0] == _HANDSHAKE:
         assert outlet.authority is not None
         await start_tls(outlet, stream, outlet.authority.context(head.host))
+        if stream.chosen_protocol == "h2":
+            await http2.serve(outlet, stream, Inside(head.host, head.port))
+            return None
     elif 0x41 <= stream.buffer[0] <= 0x5A:
         scheme = "http"
     else:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from holdfast.egress import http1, messages
-from holdfast.egress.base import Limits, RequestHead, ResponseHead
+from holdfast.egress.base import Headers, Limits, RequestHead, ResponseHead
 from holdfast.egress.stream import Lost, Stream, Sweeper
 
 Key = tuple[str, str, int, bool]
@@ -33,10 +33,21 @@ class DialError(Exception):
 class Sender(Protocol):
     """What an exchange needs of a connection (HTTP/1.1) or stream (HTTP/2) to the upstream."""
 
+    stream: Stream
     address: str
+    limits: Limits
+    keep_s: float
+    """How long it may be kept idle."""
     reused: bool
     done: bool
     """The response has been read to its end."""
+    trailers: Headers
+    """Fields after the body (HTTP/2 only: gRPC needs them)."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another exchange may use the connection: nothing is left over on either side."""
+        ...
 
     def send(self, head: RequestHead, data: bytes, *, complete: bool) -> None:
         """Send the head and the first bytes of the body."""
@@ -83,6 +94,7 @@ class Http1Sender:
         self.done = False
         self.keep_alive = False
         self.keep_s = KEEP_S
+        self.trailers: Headers = ()
         self._left = 0
         self._chunks: http1.Chunked | None = None
         self._chunked = False
@@ -176,11 +188,11 @@ class Pool:
     """The idle connections of one tenant, never shared with another. Bounded; the oldest go first."""
 
     def __init__(self, limit: int = 256) -> None:
-        self._idle: dict[Key, list[tuple[float, Http1Sender]]] = {}
+        self._idle: dict[Key, list[tuple[float, Sender]]] = {}
         self._limit = limit
         self._count = 0
 
-    def take(self, key: Key, now: float) -> Http1Sender | None:
+    def take(self, key: Key, now: float) -> Sender | None:
         """An idle connection that is still good."""
         idle = self._idle.get(key)
         while idle:
@@ -192,7 +204,7 @@ class Pool:
             sender.stream.close()
         return None
 
-    def give(self, key: Key, sender: Http1Sender, now: float) -> None:
+    def give(self, key: Key, sender: Sender, now: float) -> None:
         """Keep a connection for later, or close it."""
         if not sender.reusable:
             sender.stream.close()
