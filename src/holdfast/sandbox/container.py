@@ -63,8 +63,11 @@ class ContainerLevel:
     async def _start(self, spec: Spec) -> Started:
         check_program(spec)
         how = runtime.find(self.name)
-        if not how.passes and len(spec.channels) > 1:
-            raise IsolationError(f"{how.program} can hand one channel into a boundary, not {len(spec.channels)}")
+        most = 2 if spec.stdout is None else 1
+        if not how.passes and len(spec.channels) > most:
+            raise IsolationError(
+                f"{how.program} can hand {most} of the channels into a boundary, not {len(spec.channels)}"
+            )
         id = secrets.token_hex(8)
         with contextlib.ExitStack() as failed, contextlib.ExitStack() as starting:
             # runc opens what it mounts as root; gVisor's file server has the boundary's own root alone.
@@ -160,8 +163,9 @@ def wiring(how: Runtime, variables: list[str]) -> tuple[dict[str, int], str]:
     """Numbers of the channels inside, and the script of the gate, whose own descriptor the program does not get."""
     if how.passes:
         return {name: 4 + at for at, name in enumerate(variables)}, oci.gate(3, "3>&-")
-    # Three descriptors are all that it hands in: the channel comes as stdin, the gate as stderr.
-    return dict.fromkeys(variables, 3), oci.gate(2, "3<&0" if variables else "")
+    # Three descriptors are all that it hands in: channels come as stdin and stdout, the gate as stderr.
+    moves = ("", "3<&0", "3<&0 4<&1 >/dev/null")[len(variables)]
+    return {name: 3 + at for at, name in enumerate(variables)}, oci.gate(2, moves)
 
 
 def _command(how: Runtime, folder: Path, stage: Stage | None, group: Group | None) -> list[str]:
@@ -186,7 +190,7 @@ def _launch(command: list[str], how: Runtime, spec: Spec, gate: Gate, id: str) -
             fds |= {4 + at: fd for at, fd in enumerate(channels)}
             command = [*command, "--preserve-fds", str(1 + len(channels))]
         else:
-            fds = {0: channels[0] if channels else null, 1: out, 2: gate.inner}
+            fds = {0: null, 1: out} | dict(enumerate(channels)) | {2: gate.inner}
         return spawn([*command, id], {"PATH": bwrap.PATH, registry.MARKER: id}, fds)
     except (OSError, ValueError) as error:
         raise IsolationError(f"the runtime {how.program} cannot be run: {error}") from None

@@ -105,7 +105,7 @@ def configuration(bundle: Bundle) -> dict[str, Any]:
             "maskedPaths": [*_MASKED.split(), *bundle.hide_files, *bundle.hide_folders],
             "readonlyPaths": _READ_ONLY.split(),
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "seccomp": filter_(platform.machine()),
+            "seccomp": filter_(platform.machine(), gvisor=bundle.gvisor),
         },
     }
 
@@ -191,7 +191,7 @@ def _rlimits(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def filter_(machine: str) -> dict[str, Any]:
+def filter_(machine: str, *, gvisor: bool = False) -> dict[str, Any]:
     """Our system call filter in the specification's form, for a machine named as ``uname -m`` does.
 
     One list, whose rules are alternatives: what our own filter forbids by argument is here allowed for every other
@@ -224,6 +224,9 @@ def filter_(machine: str) -> dict[str, Any]:
         rules.append(_rule([name], _bits(mode, setid | device, 0)))
     for name, flags in seccomp.OPENS.items():
         rules += [_rule([name], _bits(flags, seccomp.CREATES, 0)), _rule([name], _bits(flags + 1, setid, 0))]
+    if gvisor:
+        # It answers EPERM where the filter says ENOSYS, and then no thread can be started; its own answer is ENOSYS.
+        rules.append(_rule(["clone3"]))
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": errno.ENOSYS,
