@@ -135,7 +135,8 @@ class Turns:
 
 def configure(where: Path, *, store: str = "sqlite", turn: Path | None = None, concurrency: int = 64) -> Path:
     """Write ``holdfast.toml`` and give the home beside it."""
-    lines = [f'[store]\nurl = "{store}"', f"[node]\nconcurrency = {concurrency}"]
+    # What is admitted together must fit into the machine's memory by what it may use, not by what it does.
+    lines = [f'[store]\nurl = "{store}"', f"[node]\nconcurrency = {concurrency}", '[sandbox]\nmemory = "128MiB"']
     if turn is not None:
         (where / "turn.py").write_text(
             "import socket\n\n\ndef turn():\n"
