@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-bench
 
-.PHONY: setup demo test lint bench crash admission docs clean
+.PHONY: setup demo test lint bench crash mutants admission docs clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ crash: $(STAMP)
 # 200 runs at once on memory for 40.
 admission: $(STAMP)
 	@HOLDFAST_ADMISSION_ALL=1 $(BIN)/python -m pytest tests/acceptance/test_acceptance_admission.py
+
+# Whether a test notices each policy category that stops doing its work.
+mutants: $(STAMP)
+	@$(BIN)/python -m tests.mutants
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check atheris
