@@ -17,7 +17,7 @@ from holdfast.egress.base import Limits
 from holdfast.egress.tls import Authority
 from holdfast.testing.egress import Rig, Upstream, in_loop, rig
 
-SHORT = Limits(head=8192, headers=64, head_s=0.3, idle_s=0.3, body_s=0.3, first_byte_s=0.6, stream_s=0.6, hold=65_536)
+SHORT = Limits(head=8192, headers=64, head_s=0.3, idle_s=0.3, body_s=0.3, hold=65_536)
 H = b"{host}"
 """Stands for the upstream's authority."""
 

@@ -85,14 +85,16 @@ class Http1Asker:
             Lost: the client is gone.
         """
         stream, limits = self.stream, self._limits
-        seconds = limits.head_s if stream.buffer else limits.idle_s
+        until = 0.0
         while (end := http1.find_head(stream.buffer, limits.head)) < 0:
             began = bool(stream.buffer)
-            if not await stream.more(seconds):
+            if began and not until:
+                until = stream.time() + limits.head_s
+            # From its first byte on, a head has its time in all, however it trickles.
+            if not await stream.more(max(until - stream.time(), 0.001) if began else limits.idle_s):
                 if began:
                     raise Lost("closed")
                 return None
-            seconds = limits.head_s
         raw = bytes(stream.buffer[:end])
         del stream.buffer[: end + 4]
         method, where, version, headers = http1.request_head(raw, limits.headers)

@@ -227,10 +227,10 @@ class Exchange:
         sender.send(head, data, complete=complete)
         self._sent = len(data)
 
-    def _client_gone(self, _: str) -> None:
-        self._gone = "client_gone"
+    def _client_gone(self, why: str) -> None:
+        self._gone = "stopped" if why == "stopped" else "client_gone"
         if self.sender is not None:
-            self.sender.abort("client_gone")
+            self.sender.abort(self._gone)
 
     async def _upload(self, sender: Sender) -> None:
         """Send the rest of a body that was decided by its beginning, while the response may already come."""

@@ -105,6 +105,10 @@ class Stream(asyncio.Protocol):
 
     # What the owner calls.
 
+    def time(self) -> float:
+        """The loop's clock, in seconds."""
+        return self._loop.time()
+
     async def more(self, seconds: float) -> bool:
         """Wait for more bytes: True, or False when the peer sends no more.
 

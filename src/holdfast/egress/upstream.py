@@ -128,11 +128,12 @@ class Http1Sender:
     async def response(self, method: str) -> ResponseHead:
         stream, limits = self.stream, self.limits
         for _ in range(_INTERIM):
-            seconds = limits.first_byte_s
+            until = 0.0
             while (end := http1.find_head(stream.buffer, limits.head)) < 0:
-                if not await stream.more(seconds):
+                if stream.buffer and not until:
+                    until = stream.time() + limits.head_s
+                if not await stream.more(max(until - stream.time(), 0.001) if until else limits.first_byte_s):
                     raise Lost("closed")
-                seconds = limits.head_s
             raw = bytes(stream.buffer[:end])
             del stream.buffer[: end + 4]
             status, version, headers = http1.response_head(raw, limits.headers)
