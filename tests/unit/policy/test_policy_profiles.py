@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,38 @@ def test_an_alias_yields_to_what_the_policy_says() -> None:
     assert (checked.params.window, checked.params.per) == ("month", "principal")  # type: ignore[attr-defined]
     with pytest.raises(PolicyFileError, match="did you mean end_user_budget"):
         one({"id": "a", "category": "end_user_budgets", "with": {"limit": 1}})
+
+
+SPELLINGS = {
+    "soc2": r"(?:CC|A|C|P|PI)\d+\.\d+",
+    "hipaa": r"164\.\d+(?:\([a-zA-Z0-9]+\))*",
+    "pci-dss": r"\d+(?:\.\d+)+",
+    "gdpr": r"Art\.\d+(?:\(\w+\))*",
+    "sox": r"ITGC-(?:access|approval|change|operations)",
+    "mifid2": r"RTS6-Art\.\d+(?:\(\w+\))*",
+    "model-risk": r"[a-z]+(?:-[a-z]+)*",
+}
+"""How each regime's control ids are written, in profiles and categories alike."""
+
+
+def test_control_ids_are_spelt_one_way_everywhere() -> None:
+    found = {
+        (name, need.control)
+        for name in profile_names()
+        if (profile := read_profile(PROFILES, name)[0]) is not None
+        for need in profile.requires
+    }
+    for category in CATEGORIES.values():
+        found |= {(regime, control) for regime, _, control in (each.partition(":") for each in category.controls)}
+    assert {regime for regime, _ in found} == set(SPELLINGS)
+    assert [pair for pair in sorted(found) if not re.fullmatch(SPELLINGS[pair[0]], pair[1])] == []
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_category_names_the_controls_that_profiles_ask_it_for(name: str) -> None:
+    profile, _ = read_profile(PROFILES, name)
+    assert profile is not None
+    of_rule = {rule.policy.id: rule.policy.category for rule in profile.rules}
+    for need in profile.requires:
+        category = need.category or of_rule[str(need.rule)]
+        assert f"{name}:{need.control}" in CATEGORIES[category].controls, category

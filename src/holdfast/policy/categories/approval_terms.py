@@ -48,7 +48,7 @@ class ApprovalBinding(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("soc2:CC8.1", "sox:approval", "hipaa:164.312(c)(1)")
+    controls = ("soc2:CC8.1", "sox:ITGC-approval", "hipaa:164.312(c)(1)")
     tighter: ClassVar[Mapping[str, str]] = {"reason": "true", "auth": "named"}
     example = """\
 id: approvals-are-bound
@@ -94,7 +94,7 @@ class ApprovalExpiry(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("soc2:CC6.3", "sox:approval")
+    controls = ("soc2:CC6.3", "sox:ITGC-approval", "soc2:CC8.1")
     tighter: ClassVar[Mapping[str, str]] = {"max_age": "lower", "together": "lower"}
     example = """\
 id: approvals-go-stale
@@ -147,7 +147,7 @@ class BreakGlass(Category):
     default_gates = GATES
     verdicts = REFUSALS
     first = True
-    controls = ("hipaa:164.312(a)(2)(ii)", "soc2:CC7.4", "sox:emergency-changes")
+    controls = ("hipaa:164.312(a)(2)(ii)", "soc2:CC7.4", "sox:ITGC-change")
     tighter: ClassVar[Mapping[str, str]] = {
         "lifts": "subset",
         "openers": "named", "people": "higher", "max": "lower", "review_within": "lower", "min_reason": "higher",

@@ -27,7 +27,7 @@ class RequireApproval(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("soc2:CC8.1", "sox:approval", "gdpr:art-22")
+    controls = ("soc2:CC8.1", "sox:ITGC-approval", "gdpr:Art.22")
     tighter: ClassVar[Mapping[str, str]] = {"approvers": "named", "quorum": "higher", "ttl": "lower"}
     example = """\
 id: wire-approval
@@ -67,7 +67,7 @@ class FourEyes(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("soc2:CC5.1", "sox:segregation-of-duties")
+    controls = ("soc2:CC5.1", "sox:ITGC-access", "sox:ITGC-approval")
     tighter: ClassVar[Mapping[str, str]] = {"approvers": "named", "quorum": "higher", "ttl": "lower"}
     example = """\
 id: two-others-release-payments

@@ -74,7 +74,7 @@ class SqlGuard(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = _REFUSALS
-    controls = ("pci-dss:6.2.4", "pci-dss:7.2.6", "soc2:CC6.3", "sox:data-access")
+    controls = ("pci-dss:6.2.4", "pci-dss:7.2.6", "soc2:CC6.3", "sox:ITGC-access")
     example = """\
 id: read-the-ledger
 category: sql_guard

@@ -62,7 +62,7 @@ class ToolArgumentSchema(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = _REFUSALS
-    controls = ("soc2:PI1.2", "pci-dss:6.2.4", "sox:application-controls")
+    controls = ("soc2:PI1.2", "pci-dss:6.2.4", "sox:ITGC-operations")
     example = """\
 id: sane-transfers
 category: tool_argument_schema
@@ -116,7 +116,7 @@ class OutputContract(Category):
     default_gates = ("output",)
     verdicts = _REFUSALS
     phases = frozenset({"before", "after"})
-    controls = ("soc2:PI1.4", "model-risk:outcomes-analysis", "mifid2:RTS6-art2")
+    controls = ("soc2:PI1.4", "model-risk:outcomes-analysis", "mifid2:RTS6-Art.2", "model-risk:validation")
     example = """\
 id: answers-cite
 category: output_contract

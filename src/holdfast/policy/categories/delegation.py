@@ -83,7 +83,7 @@ class DelegationAttenuation(Category):
     gates = ("spawn",)
     default_gates = ("spawn",)
     verdicts = REFUSALS
-    controls = ("soc2:CC6.3", "pci-dss:7.2.2")
+    controls = ("soc2:CC6.3", "pci-dss:7.2.2", "hipaa:164.308(a)(4)(ii)(B)", "sox:ITGC-access")
     tighter: ClassVar[Mapping[str, str]] = {"inherit": "false", "ceiling": "true"}
     example = """\
 id: no-more-than-the-parent
@@ -207,7 +207,7 @@ class SegregationOfDuties(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("sox:segregation-of-duties", "soc2:CC5.1", "pci-dss:6.5.4")
+    controls = ("sox:ITGC-access", "soc2:CC5.1", "pci-dss:6.5.4")
     example = """\
 id: create-or-pay
 category: segregation_of_duties

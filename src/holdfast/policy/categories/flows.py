@@ -57,7 +57,7 @@ class UntrustedTaint(Category):
     gates = _SINKS
     default_gates = ("tool", "http", "file", "spawn", "memory")
     verdicts = _REFUSALS
-    controls = ("soc2:CC6.8", "soc2:CC7.1", "gdpr:32(1)(b)")
+    controls = ("soc2:CC6.8", "soc2:CC7.1", "gdpr:Art.32(1)(b)")
     example = """\
 id: injected-orders-move-nothing
 category: untrusted_taint
@@ -114,7 +114,7 @@ class LethalTrifecta(Category):
     gates = _SINKS
     default_gates = ("tool", "http", "spawn")
     verdicts = _REFUSALS
-    controls = ("soc2:CC6.7", "soc2:C1.1", "gdpr:32(1)(b)", "hipaa:164.312(e)(1)", "pci-dss:1.4.4")
+    controls = ("soc2:CC6.7", "soc2:C1.1", "gdpr:Art.32(1)(b)", "hipaa:164.312(e)(1)", "pci-dss:1.4.4")
     example = """\
 id: no-trifecta
 category: lethal_trifecta
@@ -160,7 +160,7 @@ class MemoryWriteGuard(Category):
     gates = ("memory",)
     default_gates = ("memory",)
     verdicts = _REFUSALS
-    controls = ("soc2:CC8.1", "gdpr:5(1)(e)", "hipaa:164.312(c)(1)")
+    controls = ("soc2:CC8.1", "gdpr:Art.5(1)(e)", "hipaa:164.312(c)(1)")
     example = """\
 id: clean-memory
 category: memory_write_guard
@@ -215,7 +215,7 @@ class DataResidency(Category):
     gates = ("llm", "http", "tool", "file", "memory", "spawn")
     default_gates = ("llm", "http")
     verdicts = (Outcome.DENY, Outcome.REQUIRE_APPROVAL, Outcome.WARN, Outcome.TERMINATE)
-    controls = ("gdpr:44", "gdpr:46", "soc2:P6.1")
+    controls = ("gdpr:Art.44", "gdpr:Art.46", "soc2:P6.1")
     example = """\
 id: eu-stays-in-eu
 category: data_residency

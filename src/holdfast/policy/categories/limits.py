@@ -205,7 +205,7 @@ class LoopDetection(Category):
     gates = ("tool",)
     default_gates = ("tool",)
     verdicts = (Outcome.DENY, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
-    controls = ("soc2:CC7.2", "mifid2:rts6-art15", "model-risk:monitoring")
+    controls = ("soc2:CC7.2", "mifid2:RTS6-Art.15(1)", "model-risk:monitoring")
     tighter: ClassVar[Mapping[str, str]] = {
         "max_repeats": "lower",
         "window": "higher",
@@ -271,7 +271,7 @@ class KillSwitch(Category):
     gates = GATES
     default_gates = GATES
     verdicts = (Outcome.TERMINATE, Outcome.DENY)
-    controls = ("soc2:CC7.4", "mifid2:rts6-art12")
+    controls = ("soc2:CC7.4", "mifid2:RTS6-Art.12")
     example = """\
 id: experiments-are-off
 category: kill_switch

@@ -51,7 +51,7 @@ class CircuitBreaker(Category):
     gates = ("llm", "tool", "http")
     default_gates = ("llm", "tool", "http")
     verdicts = (Outcome.DENY, Outcome.THROTTLE, Outcome.WARN, Outcome.TERMINATE)
-    controls = ("soc2:A1.2",)
+    controls = ("soc2:A1.2", "mifid2:RTS6-Art.17")
     tighter: ClassVar[Mapping[str, str]] = {"failures": "lower", "error_percent": "lower", "cool_down": "higher"}
     example = """\
 id: bank-is-down
@@ -124,7 +124,7 @@ class RetryLimit(Category):
     gates = ACTS
     default_gates = ACTS
     verdicts = REFUSALS
-    controls = ("soc2:A1.2",)
+    controls = ("soc2:A1.2", "mifid2:RTS6-Art.15(3)", "sox:ITGC-operations")
     tighter: ClassVar[Mapping[str, str]] = {"attempts": "lower", "per_run": "lower", "irreversible": "false"}
     example = """\
 id: three-attempts
@@ -184,7 +184,7 @@ class ScheduleWindow(Category):
     gates = ("llm", "tool", "step", "http", "file", "spawn", "approval", "output", "memory")
     default_gates = ("tool", "http")
     verdicts = REFUSALS
-    controls = ("sox:change-windows", "soc2:CC6.1")
+    controls = ("sox:ITGC-change", "soc2:CC6.1", "mifid2:RTS6-Art.16")
     tighter: ClassVar[Mapping[str, str]] = {"days": "subset", "blackout": "superset"}
     example = """\
 id: payments-in-office-hours
@@ -275,7 +275,7 @@ class IdempotencyGuard(Category):
     gates = ("tool", "http", "spawn")
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("soc2:PI1.3", "sox:completeness-and-accuracy")
+    controls = ("soc2:PI1.3", "sox:ITGC-operations")
     tighter: ClassVar[Mapping[str, str]] = {"effects": "superset"}
     example = """\
 id: pay-once

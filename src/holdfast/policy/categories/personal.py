@@ -39,7 +39,7 @@ class PiiRedact(ContentCategory):
     summary = "Replaces personal data (cards, accounts, phone numbers, addresses, national ids), also when encoded."
     params = PiiRedactParams
     verdicts = REDACT
-    controls = ("gdpr:5(1)(c)", "gdpr:25", "hipaa:164.514(b)", "soc2:CC6.7", "soc2:P4.1")
+    controls = ("gdpr:Art.5(1)(c)", "gdpr:Art.25", "hipaa:164.514(b)", "soc2:CC6.7", "soc2:P4.1", "hipaa:164.502(b)")
     example = """\
 id: no-personal-data-to-models
 category: pii_redact
@@ -83,7 +83,7 @@ class PhiMinimumNecessary(ContentCategory):
     verdicts = REDACT
     gates = ("tool", "llm", "http", "output", "memory", "file", "spawn")
     default_gates = ("tool", "http", "output")
-    controls = ("hipaa:164.502(b)", "hipaa:164.514(d)", "gdpr:5(1)(c)")
+    controls = ("hipaa:164.502(b)", "hipaa:164.514(d)", "gdpr:Art.5(1)(c)")
     example = """\
 id: scheduling-needs-no-diagnosis
 category: phi_minimum_necessary
@@ -141,7 +141,7 @@ class Pseudonymise(ContentCategory):
     params = PseudonymiseParams
     verdicts = (Outcome.REDACT, Outcome.WARN)
     default_gates = ("llm",)
-    controls = ("gdpr:4(5)", "gdpr:32(1)(a)", "hipaa:164.514(c)")
+    controls = ("gdpr:Art.4(5)", "gdpr:Art.32(1)(a)", "hipaa:164.514(c)")
     example = """\
 id: pseudonyms-for-models
 category: pseudonymise
@@ -190,7 +190,7 @@ class DictionaryMatch(ContentCategory):
     )
     params = DictionaryMatchParams
     verdicts = REDACT
-    controls = ("soc2:C1.1", "gdpr:25", "hipaa:164.514(b)")
+    controls = ("soc2:C1.1", "gdpr:Art.25", "hipaa:164.514(b)")
     example = """\
 id: secret-projects
 category: dictionary_match

@@ -38,7 +38,7 @@ class RateLimit(Category):
     gates = ("llm", "tool", "step", "http", "spawn", "memory", "file")
     default_gates = ("llm", "tool")
     verdicts = SLOWS
-    controls = ("soc2:A1.1", "mifid2:rts6-art15")
+    controls = ("soc2:A1.1", "mifid2:RTS6-Art.15(4)")
     tighter: ClassVar[Mapping[str, str]] = {"limit": "lower", "burst": "lower"}
     example = """\
 id: sixty-calls-a-minute

@@ -31,7 +31,15 @@ class SecretScan(ContentCategory):
     summary = "Refuses or replaces keys, tokens, passwords and private keys by their form, also when encoded."
     params = SecretScanParams
     verdicts = (Outcome.DENY, Outcome.REDACT, Outcome.WARN, Outcome.REQUIRE_APPROVAL, Outcome.TERMINATE)
-    controls = ("soc2:CC6.1", "pci-dss:8.3.2", "gdpr:32(1)(b)", "hipaa:164.312(d)")
+    controls = (
+        "soc2:CC6.1",
+        "pci-dss:8.3.2",
+        "gdpr:Art.32(1)(b)",
+        "hipaa:164.312(d)",
+        "hipaa:164.312(a)(1)",
+        "pci-dss:8.6.2",
+        "soc2:CC6.7",
+    )
     example = """\
 id: no-keys-to-models
 category: secret_scan

@@ -63,7 +63,7 @@ class BlastRadius(Category):
     gates = ("tool", "http", "file", "memory", "spawn")
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("soc2:CC6.8", "sox:authorisation-limits", "mifid2:rts6-art15")
+    controls = ("soc2:CC6.8", "sox:ITGC-approval", "mifid2:RTS6-Art.15(2)", "sox:ITGC-operations")
     tighter: ClassVar[Mapping[str, str]] = {"each": "lower", "total": "lower"}
     example = """\
 id: at-most-50000-a-day
@@ -146,7 +146,7 @@ class SequenceRule(Category):
     gates = GATES
     default_gates = ("tool",)
     verdicts = REFUSALS
-    controls = ("sox:process-order", "soc2:PI1.3")
+    controls = ("sox:ITGC-operations", "soc2:PI1.3")
     tighter: ClassVar[Mapping[str, str]] = {"require": "superset", "forbid_after": "superset"}
     example = """\
 id: check-before-paying
