@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,23 @@ AGENT = """
         def payments(self, ctx, url):
             method = ctx.input.get("method", "POST")
             return [ctx.http.request(method, url, json={"n": n}).json()["n"] for n in range(2)]
+
+        def then_pays(self, ctx, url):
+            said = ctx.http.get(url).json()["body"]
+            try:
+                return ctx.tool("pay", amount=7)
+            except DeniedError as error:
+                return [error.rule]
+
+        def asks_model(self, ctx, url):
+            request = {"model": "scripted-1", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
+            answers = []
+            for _ in range(3):
+                try:
+                    answers.append(ctx.http.post(url, json=request).json()["content"][0]["text"])
+                except DeniedError as error:
+                    answers.append(f"{error.rule}: {error}")
+            return answers
 
         async def at_once(self, ctx, url):
             async def one(n):
@@ -298,4 +315,49 @@ def test_an_irreversible_request_without_an_answer_is_in_doubt(place: Any, upstr
         service.resolve(run, "retry", b"null", principal=place.person)
     assert place.drive(run).status == "in_doubt"
     assert len(upstream.requests) == 2
+    place.verify()
+
+
+def test_what_came_over_the_network_is_untrusted(place: Any, upstream: Upstream) -> None:
+    place.write("bank.py", "def pay(amount):\n    return amount\n")
+    settings = f'[egress]\nallow_private = ["{upstream.authority}"]\n[connectors.pay]\ncall = "bank.py:pay"\n'
+    place.settings(settings)
+    policies = LIST.format(authority=upstream.authority)
+    url = f"http://{upstream.authority}/"
+    run = place.submit("reacher.py:Reacher", {"how": "then_pays", "url": url}, policies=policies)
+    assert place.drive(run).output == 7
+    taint = """
+    - id: no-orders
+      category: untrusted_taint
+      with: {sinks: ["tool:pay"]}
+    """
+    run = place.submit("reacher.py:Reacher", {"how": "then_pays", "url": url}, policies=policies + taint)
+    assert place.drive(run).output == ["no-orders"]
+    place.verify()
+
+
+def test_model_calls_through_the_proxy_are_priced_and_bounded(place: Any, model_server: Callable[..., Any]) -> None:
+    server = model_server([{"text": "one"}, {"text": "two"}, {"text": "three"}])
+    authority = server.url.removeprefix("http://")
+    place.settings(f'[egress]\nallow_private = ["{authority}"]\n' + place.model)
+    done = place.cli(
+        "secrets", "set", "llm", "--host", authority, "--as", "header:x-api-key", stdin="sk-test-acceptance"
+    )
+    assert done.returncode == 0, done.stderr
+    budget = """
+    - id: ceiling
+      category: budget_usd
+      with: {limit: 0.00232, window: run}
+    """
+    policies = LIST.format(authority=authority) + budget
+    url = f"http://{authority}/v1/messages"
+    run = place.submit("reacher.py:Reacher", {"how": "asks_model", "url": url}, policies=policies)
+    view = place.drive(run)
+    assert view.status == "completed", view.error
+    assert view.output[0] == "one"
+    assert view.output[-1].startswith("ceiling: ")
+    answered = [event for event in place.events(run, "outcome") if event.data.get("usage")]
+    assert len(answered) == len(server.requests) < 3
+    assert view.cost_nano == sum(event.data["cost"] for event in answered) > 0
+    assert all(event.data["prices"] for event in answered)
     place.verify()

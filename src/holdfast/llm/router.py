@@ -134,6 +134,11 @@ class LLM:
         answers.check(operation, request)
         self._provider(self.route(request.model).provider)
 
+    @property
+    def price_table(self) -> prices.Prices:
+        """What models cost, with the operator's own prices."""
+        return self._prices
+
     def price(self, route: Route, input_tokens: int = 0) -> Price | None:
         """The price of a call (see :meth:`holdfast.llm.prices.Prices.price_of`)."""
         return self._prices.price_of(route.provider, route.model, input_tokens)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from holdfast.action import Action, Effect, Outcome, Verdict
+from holdfast.action import Ended as Answered
 from holdfast.config import EgressSettings
 from holdfast.egress.base import Deny, Go, Meter, MeterState, Refused, Request, RequestHead
 from holdfast.egress.base import Outcome as Ended
@@ -23,6 +24,7 @@ from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
 from holdfast.llm.router import Route
 from holdfast.node import effects
+from holdfast.node.answered import Withheld
 from holdfast.node.incarnation import Incarnation
 from holdfast.node.run import Place, Stop, approval_id, doubt, idempotency_key
 from holdfast.policy.categories.base import Rule
@@ -44,6 +46,10 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     call: tuple[str, Verdict] | None = None
     """Id and verdict of the model call that the request is."""
+    brought: dict[str, Any] = {}
+    """Labels that its answer brings into the run, for the outcome's event."""
+    held: Withheld | None = None
+    """The rules' hold on its answer."""
 
 
 class RunDoor:
@@ -162,8 +168,12 @@ class RunDoor:
         passage = await self._pass(action, place, dump(dict(action.args), "a request"), key)
         if isinstance(passage, Deny):
             return passage
+        # From the first byte of the answer on, what the run does next may come of it.
+        brought = run.beyond.labels.take(action, Answered())
+        held = Withheld.of(run, action)
         go = Go(
-            ticket=Ticket(id=id_, action=action, verdict=passage.verdict),
+            ticket=Ticket(id=id_, action=action, verdict=passage.verdict, brought=brought, held=held),
+            tap=held,
             tls="passthrough" if head.method == "CONNECT" else "inspect",
             deadline_s=self._settings.dial / 1e6,
             idempotency_key=key if heeded and not own_key else "",
@@ -326,11 +336,20 @@ class RunDoor:
         if ended.aborted and not tunnel:
             self._fault(ticket, "http", f"{action.name} broke off: {ended.aborted}", exchange=about, sent=ended.dialled)
             return
-        data: dict[str, Any] = {"id": ticket.id, "status": "ok", "exchange": about}
-        payloads = None
+        data: dict[str, Any] = {"id": ticket.id, "status": "ok", "exchange": about, **ticket.brought}
+        data |= run.beyond.labels.take(action, Answered(value=effects.value_of(ended.text)))
+        payloads: dict[str, bytes] = {}
         if ended.head is not None and not ended.truncated and not tunnel:
-            payloads = {"result": effects.keep(ended.head, ended.body)}
-        self._note(data, ticket.verdict, payloads)
+            payloads["result"] = effects.keep(ended.head, ended.body)
+        if ticket.held is not None and (judged := ticket.held.judged) is not None:
+            data |= judged.data()
+            if judged.changed:
+                payloads["received"] = ticket.held.received
+            if judged.refused:
+                payloads.pop("result", None)
+            if (stop := judged.stop()) is not None:
+                run.end(stop)
+        self._note(data, ticket.verdict, payloads or None)
 
     def _record_call(self, call: tuple[str, Verdict], ended: Ended) -> None:
         id_, verdict = call
@@ -358,6 +377,7 @@ class RunDoor:
         sent: bool = False,
     ) -> None:
         data: dict[str, Any] = {"id": ticket.id, "status": "fault", "code": code, "message": message, "rule": rule}
+        data |= ticket.brought
         if exchange is not None:
             data["exchange"] = exchange
         self._note(data, ticket.verdict, None, sent=sent)

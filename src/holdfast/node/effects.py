@@ -97,14 +97,15 @@ def arguments(head: RequestHead, body: Body) -> dict[str, Any]:
     if not body.decoded:
         return found
     kind = (head.get(b"content-type") or b"").partition(b";")[0].strip().lower()
-    value = _value(body.decoded, kind)
+    value = value_of(body.decoded, kind)
     found["body"] = value
     if operation := _operation(value):
         found["operation"] = operation
     return found
 
 
-def _value(data: bytes, kind: bytes) -> Any:
+def value_of(data: bytes, kind: bytes = b"") -> Any:
+    """A body as rules look at it: what its media type ``kind`` says it is, else text."""
     if kind == b"application/json" or kind.endswith(b"+json"):
         try:
             return msgspec.json.decode(data)

@@ -6,8 +6,8 @@ What carries requests is imported with the first connection: most runs reach not
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
-import ssl
 from typing import TYPE_CHECKING
 
 from holdfast.agent.egress import GIVEN, REFUSED
@@ -15,6 +15,7 @@ from holdfast.clock import Clock
 from holdfast.config import EgressSettings, Settings
 from holdfast.errors import HoldfastError
 from holdfast.journal.base import Store
+from holdfast.llm.router import LLM
 from holdfast.log import Log
 from holdfast.node.effects import Ledger
 from holdfast.node.incarnation import Incarnation
@@ -22,6 +23,7 @@ from holdfast.node.incarnation import Incarnation
 if TYPE_CHECKING:
     from holdfast.egress.credentials import Credentials
     from holdfast.egress.guard import TenantGuard
+    from holdfast.egress.meter import PriceMeter
     from holdfast.egress.outlet import Outlet
     from holdfast.egress.stream import Sweeper
     from holdfast.egress.tls import Authority
@@ -40,7 +42,7 @@ class Tenant:
     def __init__(self, name: str, settings: EgressSettings, store: Store, clock: Clock) -> None:
         from holdfast.egress.guard import TenantGuard
         from holdfast.egress.oauth import Tokens
-        from holdfast.egress.tls import upstream_context
+        from holdfast.egress.tls import UpstreamTls, upstream_context
         from holdfast.egress.upstream import Pool
         from holdfast.egress.vault import Vault
 
@@ -49,8 +51,8 @@ class Tenant:
         resolve = {name: [address] for name, _, address in (entry.partition("=") for entry in settings.resolve)}
         self.guard: TenantGuard = TenantGuard(allow_private=settings.allow_private, resolve=resolve)
         self.pool: Pool = Pool()
-        self._tls: ssl.SSLContext | None = None
-        self._upstream_context = upstream_context
+        self.tls = UpstreamTls(functools.partial(upstream_context, tuple(map(str, settings.roots))))
+        """How this tenant's upstreams are verified."""
         self._vault = Vault(store, name)
         self._tokens = Tokens(self.guard)
         self._credentials: dict[str, Credentials] = {}
@@ -64,20 +66,16 @@ class Tenant:
             found = self._credentials[agent] = Credentials(self._vault, agent, self._tokens, self._clock)
         return found
 
-    def tls(self) -> ssl.SSLContext:
-        """How this tenant's upstreams are verified."""
-        if self._tls is None:
-            self._tls = self._upstream_context(tuple(map(str, self.settings.roots)))
-        return self._tls
-
 
 class Egress:
     """The egress of one node. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, store: Store, clock: Clock) -> None:
+    def __init__(self, settings: Settings, store: Store, clock: Clock, models: LLM) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock
+        self._models = models
+        self._meter: PriceMeter | None = None
         self._tenants: dict[str, Tenant] = {}
         self._sweeper: Sweeper | None = None
 
@@ -96,6 +94,15 @@ class Egress:
             settings = self._settings.egress_of(name)
             found = self._tenants[name] = Tenant(name, settings, self._store, self._clock)
         return found
+
+    @property
+    def meter(self) -> PriceMeter:
+        """Knows which requests are calls of a model, and what they cost."""
+        if self._meter is None:
+            from holdfast.egress.meter import PriceMeter
+
+            self._meter = PriceMeter(self._models.price_table)
+        return self._meter
 
     @property
     def sweeper(self) -> Sweeper:
@@ -182,6 +189,10 @@ class Way:
             log.error("no way out for a run", run=self._inc.run.state.run, reason=str(error))
             ours.close()
             return
+        except Exception:
+            log.exception("no way out for a run", run=self._inc.run.state.run)
+            ours.close()
+            return
         self._outlets.append(outlet)
         await self._loop.connect_accepted_socket(lambda: Client(outlet), ours)
 
@@ -192,7 +203,7 @@ class Way:
         header = self._inc.run.header
         tenant = self._egress.tenant(header.tenant)
         credentials = tenant.credentials(header.agent)
-        door = RunDoor(self._inc, self._ledger, scope, tenant.settings, credentials.named, None)
+        door = RunDoor(self._inc, self._ledger, scope, tenant.settings, credentials.named, self._egress.meter)
         return Outlet(
             door=door,
             guard=tenant.guard,
@@ -200,7 +211,7 @@ class Way:
             outfitter=credentials,
             sweeper=self._egress.sweeper,
             authority=self._authority,
-            upstream_tls=tenant.tls(),
+            upstream_tls=tenant.tls,
         )
 
     def close(self) -> None:

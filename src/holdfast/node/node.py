@@ -18,7 +18,7 @@ from holdfast.action import Glass
 from holdfast.audit import keys
 from holdfast.audit.heads import HeadKeeper
 from holdfast.clock import Clock, SystemClock
-from holdfast.config import Settings
+from holdfast.config import PrincipalSettings, Settings
 from holdfast.errors import HoldfastError, PolicyFileError, StoreError
 from holdfast.gate import Control
 from holdfast.journal.base import Header, Store, StreamState
@@ -39,6 +39,7 @@ from holdfast.node.history import history
 from holdfast.node.launch import Launcher
 from holdfast.node.lease import Lease
 from holdfast.node.operate import facts_of
+from holdfast.node.people import People
 from holdfast.node.pressure import under_pressure
 from holdfast.node.watch import Watch
 from holdfast.policy.bundle import Bundle
@@ -102,13 +103,14 @@ class Node:
         dial = settings.node.dial / 1e6
         self.models = LLM(settings.llm, os.environ, price_cache=home / "prices", timing=Timing(send=dial))
         self.connectors = ConnectorPool(settings.connectors_of, home=home, dial=dial)
-        self.egress = Egress(settings, self.store, self.clock)
+        self.egress = Egress(settings, self.store, self.clock, self.models)
         self._watch = Watch(self._open, self, self._on_control)
         self._drivers: dict[str, Driver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._bundles: dict[str, Bundle] = {}
         self.policies = Bundles(settings)
         self._glasses = Glasses(self.store)
+        self._people = People(settings)
         self._levels: dict[str, Level] = {}
         self.admission = Admission.of(settings)
         self._look = asyncio.Event()
@@ -142,7 +144,8 @@ class Node:
         self._watch.start()
 
     def _metrics(self) -> bytes:
-        return msgspec.json.encode({"node": self.lease.node, "serves": not self._root, **self.admission.metrics()})
+        own = {"node": self.lease.node, "serves": not self._root, "ready_boundaries": len(self.launcher.boundaries())}
+        return msgspec.json.encode(own | self.admission.metrics())
 
     async def serve(self, until: asyncio.Event) -> None:
         """Drive whatever becomes ready until ``until`` is set."""
@@ -388,6 +391,10 @@ class Node:
                 raise StoreError(f"the store does not hold the policies {digest[:12]} that the run is pinned to")
             found = self._bundles[digest] = Bundle.from_bytes(data)
         return found
+
+    def person(self, name: str) -> PrincipalSettings:
+        """See :class:`holdfast.node.services.Services`."""
+        return self._people.of(name)
 
     def glasses(self, tenant: str, now: int) -> tuple[Glass, ...]:
         """See :class:`holdfast.node.services.Services`."""
