@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.egress.base import Body, Door, Dressed, Guard, Limits, Outfitter, Refused, RequestHead
 from holdfast.egress.http2_upstream import Http2Sender
 from holdfast.egress.stream import Stream, Sweeper
-from holdfast.egress.tls import Authority, upstream_context
+from holdfast.egress.tls import Authority, UpstreamTls
 from holdfast.egress.upstream import Http1Sender, Key, Pool, Sender, connect
 
 
@@ -20,7 +20,7 @@ class Outlet:
 
     ``pool`` is the tenant's: idle upstream connections pass between the runs of a tenant and never beyond it.
     ``authority`` is the run's: without it, TLS cannot be inspected and is refused where that is asked for.
-    ``upstream_tls`` makes the context that verifies upstreams (:func:`holdfast.egress.tls.upstream_context`).
+    ``upstream_tls`` says how upstreams are verified; the tenant's, for making one takes long.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Outlet:
         outfitter: Outfitter | None = None,
         limits: Limits | None = None,
         authority: Authority | None = None,
-        upstream_tls: Callable[[], ssl.SSLContext] = upstream_context,
+        upstream_tls: UpstreamTls | None = None,
         bases: Mapping[str, str] | None = None,
         encoded_slashes: bool = False,
     ) -> None:
@@ -47,8 +47,7 @@ class Outlet:
         self.authority = authority
         self.bases = dict(bases or {})
         self.encoded_slashes = encoded_slashes
-        self._make_tls = upstream_tls
-        self._tls_contexts: dict[bool, ssl.SSLContext] = {}
+        self._upstream_tls = upstream_tls or UpstreamTls()
         self.clients: set[Stream] = set()
         self.upstreams: set[Stream] = set()
         self.stopped = False
@@ -91,7 +90,7 @@ class Outlet:
             DialError: none could be made.
         """
         http2 = head.version == "2"
-        context = self.upstream_tls(http2=http2) if head.scheme == "https" else None
+        context = self._upstream_tls.context(http2=http2) if head.scheme == "https" else None
         stream, address = await self.connect(head, addresses, seconds, context)
         if http2 and context is not None and stream.chosen_protocol == "h2":
             return Http2Sender(stream, self.limits, address)
@@ -118,15 +117,6 @@ class Outlet:
         if self.stopped:
             stream.abort("stopped")
         return stream, address
-
-    def upstream_tls(self, *, http2: bool = False) -> ssl.SSLContext:
-        """How upstreams are verified: strictly. HTTP/2 is offered only where the agent speaks it itself."""
-        context = self._tls_contexts.get(http2)
-        if context is None:
-            context = self._make_tls()
-            context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
-            self._tls_contexts[http2] = context
-        return context
 
     def stop(self) -> None:
         """End every connection at once; exchanges under way report ``stopped``."""

@@ -123,6 +123,28 @@ def upstream_context(extra_roots: tuple[str, ...] = ()) -> ssl.SSLContext:
     return context
 
 
+class UpstreamTls:
+    """The contexts of one tenant's upstream connections: two, for one says by ALPN what it speaks."""
+
+    def __init__(self, make: Callable[[], ssl.SSLContext] = upstream_context) -> None:
+        """``make`` gives a new context each time (:func:`upstream_context` with the tenant's roots)."""
+        self._make = make
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+
+    def context(self, *, http2: bool) -> ssl.SSLContext:
+        """The context for a connection that offers HTTP/2, or one that does not.
+
+        Raises:
+            ConfigError: the roots cannot be used.
+        """
+        context = self._contexts.get(http2)
+        if context is None:
+            context = self._make()
+            context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
+            self._contexts[http2] = context
+        return context
+
+
 def _only(host: str) -> Callable[[ssl.SSLObject, str | None, ssl.SSLContext], int | None]:
     def check(_: ssl.SSLObject, named: str | None, __: ssl.SSLContext) -> int | None:
         # No name at all is what clients of addresses send, and old clients of names.

@@ -17,7 +17,7 @@ from holdfast.egress.guard import TenantGuard
 from holdfast.egress.outlet import Outlet
 from holdfast.egress.proxy import Listener, listen_tcp
 from holdfast.egress.stream import Sweeper
-from holdfast.egress.tls import Authority, upstream_context
+from holdfast.egress.tls import Authority, UpstreamTls
 from holdfast.egress.upstream import Pool
 
 WAIT_S = 60.0
@@ -216,7 +216,7 @@ async def rig(
             sweeper=Sweeper(),
             limits=limits,
             outfitter=outfitter,
-            upstream_tls=(lambda: upstream_tls) if upstream_tls is not None else upstream_context,
+            upstream_tls=UpstreamTls(lambda: upstream_tls) if upstream_tls is not None else None,
             authority=authority,
             **options,
         )
