@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.errors import IsolationError, UsageError
@@ -147,6 +148,62 @@ def test_channel_carries_both_ways(name: str, home: Path) -> None:
             await talk.say(b"there")
             assert await talk.hear() == "there"
             assert await ended(boundary) == Exit(reason=Reason.EXITED, status=0)
+
+    run(scenario())
+
+
+def test_two_channels_and_threads_can_be_had(name: str, home: Path) -> None:
+    code = """
+        import threading
+        second = socket.socket(fileno=int(os.environ["SECOND"]))
+        threading.Thread(target=lambda: second.sendall(b"from a thread")).start()
+        hear()
+    """
+
+    async def scenario() -> None:
+        (outer, inner), (second, second_inner) = socket.socketpair(), socket.socketpair()
+        second.setblocking(False)
+        made = spec(home, code, inner)
+        both = (*made.channels, Channel(variable="SECOND", inner=second_inner))
+        boundary = await levels.level(name).start(msgspec.structs.replace(made, channels=both))
+        try:
+            async with asyncio.timeout(WAIT):
+                assert await asyncio.get_running_loop().sock_recv(second, 100) == b"from a thread"
+            outer.send(b"end")
+            assert await ended(boundary) == Exit(reason=Reason.EXITED, status=0)
+        finally:
+            async with asyncio.timeout(WAIT):
+                await boundary.close()
+            outer.close()
+            second.close()
+
+    run(scenario())
+
+
+def test_a_boundary_that_was_started_ahead_becomes_a_runs(name: str, home: Path) -> None:
+    async def scenario() -> None:
+        ahead = Label(tenant="acme", agent="tester")
+        async with started(name, home, "hear()", label=ahead) as (boundary, _):
+            [entry] = registry.entries(home)
+            assert entry.label == ahead
+            mine = Label(tenant="acme", agent="tester", workflow="run", run="r7")
+            boundary.claim(mine)
+            [claimed] = registry.entries(home)
+            assert claimed == msgspec.structs.replace(entry, label=mine)
+            ended_ = await asyncio.to_thread(registry.end_matching, home, lambda label: label.run == "r7", seconds=WAIT)
+            assert [one.gone for one in ended_] == [True]
+            assert (await ended(boundary)).reason is Reason.KILLED
+
+    run(scenario())
+
+
+def test_a_boundary_that_was_killed_cannot_be_claimed(name: str, home: Path) -> None:
+    async def scenario() -> None:
+        ahead = Label(tenant="acme", agent="tester")
+        async with started(name, home, "hear()", label=ahead) as (boundary, _):
+            await asyncio.to_thread(registry.end_matching, home, lambda label: label.agent == "tester", seconds=WAIT)
+            with pytest.raises(IsolationError, match="killed"):
+                boundary.claim(Label(tenant="acme", agent="tester", run="r7"))
 
     run(scenario())
 

@@ -52,7 +52,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         waiting = sum(node["waiting_runs"].values())
         paused = "; paused, memory is short" if node["paused"] else ""
         held = f"{node['admitted_runs']} runs hold {shown(node['admitted_bytes'])}"
-        yield f"      node {node['node']}: {held}, {waiting} wait{paused}"
+        ahead = f", {node['ready_boundaries']} boundaries are ready for more" if node["serves"] else ""
+        yield f"      node {node['node']}: {held}, {waiting} wait{paused}{ahead}"
 
 
 def shown(size: int) -> str:
