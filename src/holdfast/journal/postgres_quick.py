@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from holdfast.journal.base import Append, LedgerRow
@@ -34,6 +35,9 @@ PLANS = (
 )
 """What the writing connection sets: every row is found by its key, and rows are locked in the order in which they are
 given. Else statements are planned anew each time, which costs more than to run them."""
+_WRITTEN = ("stream", "epoch", "node", "drafts", "kill_generation", "reserve", "settle")
+_others = attrgetter(*(name for name in Append.__struct_fields__ if name not in _WRITTEN))
+"""What an append may ask for that the function does not write."""
 _TENANTS = "tntnb"
 _STREAMS = "tntnntn"
 _LEDGER = "nnntttnnnnt"
@@ -116,9 +120,7 @@ class Kept:
             return False
         streams, ledger = self._streams, self._ledger
         for item in batch:
-            if not item.drafts or item.create or item.consume or item.deliver or item.patch:
-                return False
-            if item.memory or item.secrets or item.kills or item.lifts:
+            if not item.drafts or any(_others(item)):
                 return False
             row = streams.get(item.stream)
             if row is None or row.header.tenant not in self._tenants or row.header.tenant not in self._keys:
