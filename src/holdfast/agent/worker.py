@@ -87,7 +87,7 @@ def _find_way_out(begin: wire.Begin) -> None:
     """Relay connections of any program inside to the egress proxy, where this boundary has a loopback of its own."""
     if not begin.settings.get("relay"):
         return
-    from holdfast.agent import egress, relay
+    from holdfast.agent import clients, egress, relay
 
     authority = begin.settings.get("authority", "")
     path = os.path.join(os.environ.get("HOME", os.getcwd()), ".holdfast-authority.pem") if authority else ""
@@ -95,6 +95,7 @@ def _find_way_out(begin: wire.Begin) -> None:
         with open(path, "w") as file:
             file.write(authority)
     relay.tell(relay.start(egress.way()), path)
+    clients.teach()
 
 
 def _run(channel: Channel, begin: wire.Begin, ahead: Ahead) -> Any:

@@ -1,6 +1,6 @@
 """A server on loopback that writes down what reaches it and answers as its path says.
 
-``/status/N`` answers with that status, ``/hold…`` only once :attr:`Upstream.hold` is set, ``/drop…`` never: the
+``/status/N`` answers with that status, ``/empty…`` with nothing, ``/hold…`` only once :attr:`Upstream.hold` is set, ``/drop…`` never: the
 connection is closed. Every answer is JSON and holds what was sent, headers included.
 """
 
@@ -48,6 +48,7 @@ class Upstream:
                 status = int(self.path.rpartition("/status/")[2]) if "/status/" in self.path else 200
                 said = {"n": len(upstream.requests), "method": self.command, "body": body.decode()}
                 answer = json.dumps(said | {"headers": dict(self.headers)}).encode()
+                answer = b"" if self.path.startswith("/empty") else answer
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(answer)))
