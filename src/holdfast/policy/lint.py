@@ -10,8 +10,9 @@ import msgspec
 
 from holdfast.errors import PolicyFileError
 from holdfast.policy.categories.base import fits, fits_any, is_pattern
-from holdfast.policy.conditions import nearest, tokens
+from holdfast.policy.lexemes import tokens
 from holdfast.policy.model import PROFILES, Checked, clashes, examine
+from holdfast.policy.patterns import nearest
 from holdfast.policy.profiles import Named, compose, named
 from holdfast.policy.source import Document, Problem, read
 from holdfast.values import dump

@@ -16,7 +16,9 @@ from holdfast.policy.categories import CATEGORIES
 from holdfast.policy.categories.aliases import ALIASES
 from holdfast.policy.categories.approvals import check_people
 from holdfast.policy.categories.base import ApprovalParams, Category, Params
-from holdfast.policy.conditions import ConditionError, check, nearest
+from holdfast.policy.cel import ConditionError
+from holdfast.policy.conditions import check
+from holdfast.policy.patterns import nearest
 from holdfast.policy.source import Document, Place, Problem, read, refuse
 
 VERSION = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 
 @functools.lru_cache(maxsize=4096)
@@ -29,3 +29,13 @@ def fits(pattern: str, name: str) -> bool:
 def fits_any(patterns: tuple[str, ...], name: str) -> bool:
     """Whether a name fits one of the patterns."""
     return any(fits(pattern, name) for pattern in patterns)
+
+
+def nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    """`` (did you mean X?)`` or the words there are, for the end of an error."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(sorted(known))}" if known else ""

@@ -18,7 +18,6 @@ import msgspec
 from pydantic import Field, StringConstraints, ValidationError
 
 from holdfast.policy.categories import CATEGORIES
-from holdfast.policy.conditions import nearest
 from holdfast.policy.model import (
     Checked,
     Name,
@@ -27,6 +26,7 @@ from holdfast.policy.model import (
     profile_names,
     translate,
 )
+from holdfast.policy.patterns import nearest
 from holdfast.policy.source import Document, Problem, read
 
 _MODES = ("off", "shadow", "enforce")

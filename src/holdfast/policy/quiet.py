@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from holdfast.policy.categories.base import Rule
-from holdfast.policy.conditions import Condition, ConditionError, Getter, Scene, _compiled, _engine
+from holdfast.policy.cel import ConditionError, compiled
+from holdfast.policy.conditions import Condition, Scene
+from holdfast.policy.fields import Getter
 
 LEAST = 3
 """Conditions below which each is asked by itself."""
@@ -81,4 +83,4 @@ class Quiet:
 
 def _together(conditions: Sequence[Condition]) -> Any:
     # The line's end closes a comment at the end of a condition.
-    return _compiled(_engine(), " && ".join(f"!({condition.flat}\n)" for condition in conditions))
+    return compiled(" && ".join(f"!({condition.flat}\n)" for condition in conditions))

@@ -9,7 +9,8 @@ from holdfast.policy.bundle import BUILTIN
 from holdfast.policy.categories import CATEGORIES
 from holdfast.policy.categories.aliases import ALIASES
 from holdfast.policy.categories.base import Category
-from holdfast.policy.conditions import ACTION_FIELDS, FACTS_FIELDS, FUNCTIONS
+from holdfast.policy.conditions import FUNCTIONS
+from holdfast.policy.fields import ACTION_FIELDS, FACTS_FIELDS
 from holdfast.policy.kills import SCOPES
 from holdfast.policy.model import PROFILES, Policy, Scope
 from holdfast.policy.profiles import describe

@@ -29,9 +29,9 @@ import msgspec
 
 from holdfast.action import NANO, Action, Ended, Facts, Outcome, Past, Verdict
 from holdfast.policy.bundle import Bundle, load
-from holdfast.policy.conditions import nearest
 from holdfast.policy.decide import decide, decide_after, decide_during
 from holdfast.policy.history import COST, recall
+from holdfast.policy.patterns import nearest
 from holdfast.policy.source import Document, Place, Problem, read, refuse
 from holdfast.policy.units import parse_duration
 from holdfast.values import digest, dump

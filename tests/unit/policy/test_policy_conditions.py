@@ -10,18 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.action import Action, Effect, Facts, Price
-from holdfast.policy.conditions import (
-    ACTION_FIELDS,
-    FACTS_FIELDS,
-    FUNCTIONS,
-    Condition,
-    ConditionError,
-    Conditions,
-    Unanswered,
-    check,
-    paths,
-    tokens,
-)
+from holdfast.policy.cel import ConditionError
+from holdfast.policy.conditions import FUNCTIONS, Condition, Conditions, Unanswered, check
+from holdfast.policy.fields import ACTION_FIELDS, FACTS_FIELDS
+from holdfast.policy.lexemes import paths, tokens
 
 ACTION = Action(
     kind="tool",

@@ -26,7 +26,8 @@ from holdfast.errors import PolicyFileError
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.categories import CATEGORIES, cedar
 from holdfast.policy.categories.delegation import covers
-from holdfast.policy.conditions import Condition, ConditionError, check
+from holdfast.policy.cel import ConditionError
+from holdfast.policy.conditions import Condition, check
 from holdfast.policy.decide import decide, decide_after, decide_during, settlements
 from holdfast.policy.explain import explain
 from holdfast.policy.history import COST, SAME, Question, answers, past, recall

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from holdfast.policy.bundle import BUILTIN
 from holdfast.policy.categories import CATEGORIES
-from holdfast.policy.conditions import ACTION_FIELDS, FACTS_FIELDS
+from holdfast.policy.fields import ACTION_FIELDS, FACTS_FIELDS
 from holdfast.policy.lint import lint
 from holdfast.policy.model import SCOPE_KEYS
 from holdfast.policy.reference import FAMILIES, parameters, render
