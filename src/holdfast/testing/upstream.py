@@ -1,7 +1,7 @@
 """A server on loopback that writes down what reaches it and answers as its path says.
 
-``/status/N`` answers with that status, ``/empty…`` with nothing, ``/hold…`` only once :attr:`Upstream.hold` is set, ``/drop…`` never: the
-connection is closed. Every answer is JSON and holds what was sent, headers included.
+``/status/N`` answers with that status, ``/empty…`` with nothing, ``/hold…`` only once :attr:`Upstream.hold` is set,
+``/drop…`` never: the connection is closed. Every other answer is JSON and holds what was sent, headers included.
 """
 
 from __future__ import annotations
