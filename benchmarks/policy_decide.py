@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import common
+from benchmarks import common, policy_peers
 from holdfast.action import Action, Facts
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import decide
@@ -107,10 +107,25 @@ def figures(rounds: int) -> dict[str, tuple[float, float]]:
     }
 
 
+def peers(rounds: int) -> dict[str, tuple[float, float]]:
+    """p50 and p99 of the bare question of who may do what, of 60 rules, in other engines."""
+    found = {}
+    for name, made in (
+        ("60 rules in Cedar (cedarpy)", policy_peers.cedar),
+        ("60 rules in Rego (regopy)", policy_peers.rego),
+    ):
+        try:
+            found[name] = measured(made(), rounds)
+        except ImportError as error:
+            print(f"{name}: not measured, {error}")
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     options = common.arguments(__doc__).parse_args()
-    found = figures(ROUNDS // 10 if options.quick else ROUNDS)
+    rounds = ROUNDS // 10 if options.quick else ROUNDS
+    found = figures(rounds) | peers(rounds // 10)
     rows: list[tuple[object, ...]] = []
     for name, (p50, p99) in found.items():
         floor, met = "", ""
