@@ -68,6 +68,7 @@ class Http1Asker:
         self._inside = inside
         self._bases = bases
         self._encoded_slashes = encoded_slashes
+        self._places: dict[tuple[str, str, bytes | None], messages.Place] = {}
         self.done = True
         self.keep_alive = True
         self._left = 0
@@ -106,6 +107,7 @@ class Http1Asker:
             inside=self._inside,
             bases=self._bases,
             encoded_slashes=self._encoded_slashes,
+            places=self._places,
         )
         head = incoming.head
         self.keep_alive = incoming.keep_alive

@@ -15,6 +15,7 @@ from holdfast.egress import http1, target
 from holdfast.egress.base import Headers, Refused, RequestHead, ResponseHead
 
 NO_BODY: Final = -1
+_KEEP_ALIVE: Final = frozenset({b"keep-alive"})
 
 _HOP: Final = frozenset(
     {
@@ -44,6 +45,11 @@ _UNNAMEABLE: Final = frozenset(
 _SPECIAL: Final = _REWRITTEN | _OVERRIDES
 
 
+Place = tuple[str, str, int, str, str]
+"""Scheme, host, port, path and query."""
+_PLACES: Final = 64
+
+
 class Inside(msgspec.Struct, frozen=True):
     """An intercepted tunnel: whatever is asked in it is asked of this host."""
 
@@ -70,11 +76,12 @@ def request(
     inside: Inside | None = None,
     bases: Mapping[str, str] | None = None,
     encoded_slashes: bool = False,
+    places: dict[tuple[str, str, bytes | None], Place] | None = None,
 ) -> Incoming:
     """What a parsed request means.
 
     ``bases`` are base URLs by the first path segment, for clients that take one instead of a proxy: ``/NAME/rest``
-    becomes ``BASE/rest``.
+    becomes ``BASE/rest``. ``places`` is a memory of one connection's targets, for they repeat.
 
     Raises:
         Refused: it is ambiguous, not for a proxy, or wants an upgrade or expectation that is not known.
@@ -109,7 +116,12 @@ def request(
     named = _named(connection)
     if named:
         kept = [field for field in kept if field[0] not in named]
-    scheme, site, port, path, query = _place(method, where, host, inside, bases, encoded_slashes)
+    place = places.get((method, where, host)) if places is not None else None
+    if place is None:
+        place = _place(method, where, host, inside, bases, encoded_slashes)
+        if places is not None and len(places) < _PLACES:
+            places[method, where, host] = place
+    scheme, site, port, path, query = place
     websocket = upgrade == b"websocket" and b"upgrade" in named
     if websocket and (method != "GET" or version != "1.1" or length not in (NO_BODY, 0)):
         raise http1.malformed("a WebSocket that is asked for by anything but a bare GET")
@@ -136,6 +148,8 @@ def request(
 def _named(connection: bytes) -> frozenset[bytes]:
     if not connection:
         return frozenset()
+    if connection == b",keep-alive":
+        return _KEEP_ALIVE
     named = frozenset(option.strip() for option in connection.split(b",")) - {b""}
     if named & _UNNAMEABLE:
         raise http1.malformed("a Connection field that names what must not be dropped")
@@ -149,8 +163,7 @@ def _place(
     inside: Inside | None,
     bases: Mapping[str, str] | None,
     encoded_slashes: bool,
-) -> tuple[str, str, int, str, str]:
-    """Scheme, host, port, path, query."""
+) -> Place:
     if method == "CONNECT":
         if inside is not None:
             raise http1.malformed("CONNECT within a tunnel")
@@ -181,7 +194,7 @@ def _same(host: bytes | None, name: str, port: int, default: int) -> None:
         raise Refused("the Host field names another host than the target", kind="framing", status=400)
 
 
-def _based(where: str, bases: Mapping[str, str], encoded_slashes: bool) -> tuple[str, str, int, str, str]:
+def _based(where: str, bases: Mapping[str, str], encoded_slashes: bool) -> Place:
     path, query = target.path_and_query(where, encoded_slashes=encoded_slashes)
     name, slash, rest = path[1:].partition("/")
     base = bases.get(name)
@@ -225,18 +238,26 @@ def response(status: int, version: str, headers: Headers, method: str) -> Answer
         Refused: its framing is ambiguous.
     """
     length = http1.body_length(headers, version)
-    connection = b",".join([value.lower() for name, value in headers if name == b"connection"])
-    named = frozenset(option.strip() for option in connection.split(b",")) if connection else frozenset()
-    kept = tuple([field for field in headers if field[0] not in _ANSWER_ONLY and field[0] not in named])
+    kept = [field for field in headers if field[0] not in _ANSWER_ONLY]
+    named: frozenset[bytes] = frozenset()
+    if len(kept) < len(headers):
+        connection = b",".join([value.lower() for name, value in headers if name == b"connection"])
+        if connection and connection != b"keep-alive":
+            named = frozenset([option.strip() for option in connection.split(b",")])
+            kept = [field for field in kept if field[0] not in named]
+        elif connection:
+            named = _KEEP_ALIVE
     bare = method == "HEAD" or status in (204, 304) or status < 200
     keep_alive = b"close" not in named if version == "1.1" else b"keep-alive" in named
     if bare:
         announced = length if method == "HEAD" and length != NO_BODY else None
-        return Answer(ResponseHead(status=status, headers=kept, length=announced), 0, keep_alive)
+        return Answer(ResponseHead(status=status, headers=tuple(kept), length=announced), 0, keep_alive)
     if length == NO_BODY:
         keep_alive = False
     return Answer(
-        ResponseHead(status=status, headers=kept, length=None if length == NO_BODY else length), length, keep_alive
+        ResponseHead(status=status, headers=tuple(kept), length=None if length == NO_BODY else length),
+        length,
+        keep_alive,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
 from urllib.parse import unquote_to_bytes
@@ -62,7 +61,6 @@ def host_name(text: str) -> str:
     return lower
 
 
-@functools.lru_cache(maxsize=1024)
 def authority(text: str, default_port: int | None) -> tuple[str, int]:
     """Host and port of ``host[:port]``.
 
