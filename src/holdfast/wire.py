@@ -228,7 +228,7 @@ class Memory(_Message, frozen=True, tag="memory"):
 
 
 class File(_Message, frozen=True, tag="file"):
-    """Artefacts of the run: read, write, list (by prefix), delete. Bytes travel as they are, not as JSON."""
+    """Artefacts: read, write, list (by prefix), delete, collect (from the workspace). Bytes travel as they are."""
 
     id: int
     scope: int

@@ -374,6 +374,10 @@ class AsyncFiles:
         """Keep bytes, or text as UTF-8, under a name; what was there is replaced."""
         await self._ado(stores.write_file(name, data))
 
+    async def collect(self, path: str = "") -> stores.Collected:
+        """Keep the files at a path of the workspace."""
+        return cast(stores.Collected, await self._ado(stores.collect_files(path)))
+
     async def delete(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
         await self._ado(stores.delete_file(name))

@@ -423,6 +423,19 @@ class Files:
         """Keep bytes, or text as UTF-8, under a name; what was there is replaced."""
         self._do(stores.write_file(name, data))
 
+    def collect(self, path: str = "") -> stores.Collected:
+        """Keep the file at a path of the workspace, or every file below it, under its path; without: all there are.
+
+        Plain files only: links, devices, sparse files and the like stay, and are named with the reason.
+
+        Raises:
+            PayloadError: nothing stands there, or more than may be kept.
+            StepError: files cannot be collected at this isolation level.
+            DeniedError: a policy denied it.
+        """
+        found: stores.Collected = self._do(stores.collect_files(path))
+        return found
+
     def delete(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
         self._do(stores.delete_file(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from holdfast import wire
 from holdfast.agent.ops import Op, nothing, value
@@ -61,6 +61,23 @@ def write_file(name: str, data: bytes | str) -> Op[None]:
     if len(held) > MAX_FILE:
         raise PayloadError(f"the file {name} has {len(held)} bytes; at most {MAX_FILE} fit. Write it in parts")
     return Op(lambda number, scope, v: wire.File(number, scope, "write", name, v), nothing, held)
+
+
+class Collected(NamedTuple):
+    """What :meth:`Files.collect` took out of the workspace."""
+
+    names: list[str]
+    """Names of the files, which are their paths."""
+    left: dict[str, str]
+    """Paths of what stayed, with the reason: links, devices, setuid bits, …"""
+
+
+def collect_files(path: str) -> Op[Collected]:
+    """See :meth:`Files.collect`."""
+    if path:
+        text(path, "the path of files")
+        _check(path)
+    return Op(lambda number, scope, _: wire.File(number, scope, "collect", path), lambda data: Collected(**load(data)))
 
 
 def delete_file(name: str) -> Op[None]:

@@ -187,6 +187,8 @@ def show_run(run: RunView) -> None:
     for item in run.pending:
         until = f", until {shown_when(item.expires_at)}" if item.expires_at is not None else ""
         say(f"waits:  {item.kind} {item.id} at {item.step}{until}")
+    for file in run.files:
+        say(f"file:   {file.name}  {file.size} bytes  {file.digest[:12]}")
     if cure := _next(run):
         say(f"next:   {cure}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +38,43 @@ def show(run: opening.RunId, json: opening.Json = False) -> None:
     """Show how a run stands. The exit status is 0 whatever its status is."""
     with opening.service() as service:
         report(service.run(run), json)
+
+
+@app.command()
+def files(
+    run: opening.RunId,
+    out: Annotated[Path | None, typer.Option(help="Write them below this folder; none is overwritten.")] = None,
+    json: opening.Json = False,
+) -> None:
+    """List the files that a run keeps, and write them out."""
+    with opening.service() as service:
+        kept = service.run(run).files
+        for file in kept if out is not None else ():
+            assert out is not None
+            export(out / file.name, service.file(run, file.name))
+    if json:
+        output.emit({"run_id": run, "files": [{"name": f.name, "size": f.size, "digest": f.digest} for f in kept]})
+    else:
+        rows = [(file.name, str(file.size), file.digest[:12]) for file in kept]
+        output.table(("file", "bytes", "digest"), rows, empty="This run keeps no files.")
+
+
+def export(path: Path, chunks: Iterator[bytes]) -> None:
+    """Write a file that is not there yet; half of one is removed again.
+
+    Raises:
+        UsageError: it is there, or its folder cannot be used.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            try:
+                file.writelines(chunks)
+            except BaseException:
+                path.unlink()
+                raise
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another folder with --out") from None
 
 
 @app.command()

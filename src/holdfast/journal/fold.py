@@ -140,6 +140,8 @@ class RunState(msgspec.Struct, kw_only=True):
     past: dict[str, Past] = {}
     """What rules over the record ask about, by the intent's place, oldest first; kept only where a rule asks."""
     files: dict[str, tuple[str, int]] = {}
+    collected: dict[str, tuple[str, int, str]] = {}
+    """Files out of a workspace: name to the payload that opens it, its size, and its address in the store."""
     """Artefacts: name to (commitment, bytes)."""
     compensable: list[str] = []
     """Ids of compensable effects that hold, oldest first."""
@@ -318,8 +320,13 @@ def _effect(state: RunState, record: Record, effect: dict[str, Any], event: Even
         state.undone = [*state.undone, *effect["undone"]]
     if "file" in effect:
         state.files[effect["file"]] = (event.payloads["data"], effect["size"])
+        state.collected.pop(effect["file"], None)
+    for name, size, address in effect.get("collected", ()):
+        state.collected[name] = (event.payloads["files"], size, address)
+        state.files.pop(name, None)
     if "deleted" in effect:
         state.files.pop(effect["deleted"], None)
+        state.collected.pop(effect["deleted"], None)
 
 
 def _wait(state: RunState, event: Event) -> None:
@@ -423,6 +430,7 @@ def _life(state: RunState, event: Event) -> None:
         state.counters = dict(data["counters"])
         state.started_at = data["started_at"]
         state.compensable, state.files = [], {name: (c, size) for name, (c, size) in data["files"].items()}
+        state.collected = {name: (c, size, at) for name, (c, size, at) in data.get("collected", {}).items()}
         state.signals = {name: list(waiting) for name, waiting in data["signals"].items()}
         state.incarnation, state.recent = data["incarnation"], list(data["recent"])
         state.past = {key: _as(held, Past) for key, held in data.get("past", {}).items()}

@@ -16,6 +16,7 @@ _KEPT = (
     "past",
     "recent",
     "files",
+    "collected",
     "labels",
     "asked",
     "declassified",

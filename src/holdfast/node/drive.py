@@ -243,6 +243,7 @@ class Driver:
             raise Stop(Kind.RUN_FAILED, code=error.code, message=str(error)) from None
         self.boundary = launched.boundary
         inc.way = self._services.egress.open(inc, launched.way)
+        inc.workspace = self.boundary.workspace
         inc.channel = await Channel.open(launched.broker, inc.on_message, inc.on_end)
         if launched.ready is not None:
             inc.on_message(launched.ready)

@@ -23,7 +23,7 @@ from holdfast.node.views import Principal
 from holdfast.values import load
 
 _OPENS = (Kind.INTENT, Kind.WAIT, Kind.SAMPLE, Kind.VERDICT)
-_LASTING = ("file", "size", "deleted")
+_LASTING = ("file", "size", "deleted", "collected")
 """What an effect leaves behind that the copy has too: its files."""
 
 

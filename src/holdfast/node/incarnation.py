@@ -64,6 +64,8 @@ class Incarnation:
             asyncio.get_running_loop().create_future()
         )
         """How the worker's side ended: by a word, by a broken protocol, or silently."""
+        self.workspace: Callable[[], int] | None = None
+        """Gives a descriptor of the boundary's workspace (:meth:`holdfast.sandbox.base.Boundary.workspace`)."""
         self.idle = asyncio.Event()
         """Set while every branch waits for something parked."""
         self.effects: dict[str, tuple[str, str]] = {}

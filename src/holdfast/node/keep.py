@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import os
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from holdfast import wire
 from holdfast.action import Action, Verdict
-from holdfast.errors import PayloadError, ProtocolError, StepError
+from holdfast.errors import IsolationError, PayloadError, ProtocolError, StepError
 from holdfast.journal.base import MemoryWrite
 from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record
+from holdfast.node.artefacts import MAX_FILES, Artefacts, Gathered
 from holdfast.node.balance import balance
 from holdfast.node.content import handed
 from holdfast.node.incarnation import Incarnation, call_digest, handles
@@ -24,7 +27,8 @@ from holdfast.values import MAX_VALUE, dump, load
 
 MAX_FILE = MAX_VALUE
 """Bytes of one artefact."""
-MAX_FILES = 1000
+MAX_READ = MAX_VALUE // 2
+"""Bytes of collected files that rules look at together."""
 MAX_KEY = 512
 
 
@@ -187,7 +191,7 @@ async def _memory(
 @handles(wire.File)
 def on_file(inc: Incarnation, message: wire.File) -> None:
     """Artefacts of the run."""
-    if message.operation not in ("read", "write", "list", "delete"):
+    if message.operation not in ("read", "write", "list", "delete", "collect"):
         raise ProtocolError(f"{message.operation!r} is no operation on files")
     data = inc.value(message.data)
     name = f"file.{message.operation}"
@@ -204,18 +208,16 @@ async def _file(
     if record is not None and record.finished:
         inc.serve(message.id, record)
         return
-    files = run.state.files
+    if message.operation == "collect":
+        await collect_files(inc, message, place, sha)
+        return
+    files = {*run.state.files, *run.state.collected}
     if message.operation in ("read", "list"):
         await run.recorder.flush()
         if message.operation == "list":
             found = dump(sorted(one for one in files if one.startswith(message.name)))
         else:
-            if message.name not in files:
-                raise StepError(f"there is no file {message.name!r}; the run has {', '.join(sorted(files)) or 'none'}")
-            held = await run.services.payload(run.header.tenant, files[message.name][0])
-            if held is None:
-                raise StepError(f"file {message.name!r} was erased")
-            found = held
+            found = await _held(inc, message.name)
         _note(inc, place, name, sha, {"result": found})
         inc.reply(message.id, found)
         return
@@ -246,6 +248,72 @@ async def _file(
         inc.reply(message.id, b"null")
 
 
+async def _held(inc: Incarnation, name: str) -> bytes:
+    run = inc.run
+    files, collected = run.state.files, run.state.collected
+    if name not in files and name not in collected:
+        there = ", ".join(sorted({*files, *collected})) or "none"
+        raise StepError(f"there is no file {name!r}; the run has {there}")
+    commitment = collected[name][0] if name in collected else files[name][0]
+    held = await run.services.payload(run.header.tenant, commitment)
+    if held is None:
+        raise StepError(f"file {name!r} was erased")
+    if name not in collected:
+        return held
+    if (size := collected[name][1]) > MAX_FILE:
+        raise StepError(f"file {name!r} has {size} bytes; at most {MAX_FILE} can be read back into a run")
+    artefacts, tenant = Artefacts(run.services.home), run.header.tenant
+    return await asyncio.to_thread(lambda: b"".join(artefacts.read(tenant, name, held)))
+
+
+async def collect_files(inc: Incarnation, message: wire.File, place: Place, sha: str) -> None:
+    """Let files out of the workspace: gathered first, decided on with what they are, then recorded."""
+    run, tenant = inc.run, inc.run.header.tenant
+    if len(message.name) > MAX_KEY or not message.name.isprintable():
+        raise PayloadError(f"a path has at most {MAX_KEY} characters that can be printed")
+    assert inc.workspace is not None
+    artefacts = Artefacts(run.services.home)
+    try:
+        workspace = inc.workspace()
+        try:
+            found, blobs = await asyncio.to_thread(artefacts.gather, workspace, tenant, message.name, run.state)
+        finally:
+            os.close(workspace)
+    except IsolationError as error:
+        raise StepError(str(error)) from None
+    # Each file by its own name, so that a rule about paths looks at every one.
+    args: dict[str, Any] = {"name": [one.name for one in found.files], "size": sum(one.size for one in found.files)}
+    try:
+        if run.bundle.reads("file"):
+            args["content"] = await asyncio.to_thread(_contents, artefacts, tenant, found)
+        asked = dump(args)
+    except PayloadError:
+        await asyncio.to_thread(blobs.discard, tenant)
+        raise
+    result = dump(found.told())
+    said = {"effect": {"collected": found.recorded()}}, {"result": result, "files": found.manifest()}
+    passage = await run.gate(
+        Action(kind="file", name="collect", id=place.id, args=args, digest=sha),
+        place,
+        asked,
+        key=idempotency_key(run.state.run, place.id),
+        outcome=lambda _: said,
+    )
+    if passage.written is None:
+        await asyncio.to_thread(blobs.discard, tenant)
+        inc.denied(message.id, passage)
+    else:
+        inc.reply(message.id, result)
+
+
+def _contents(artefacts: Artefacts, tenant: str, found: Gathered) -> dict[str, str]:
+    """What the files hold, for rules that look at it: all of it, or nothing leaves."""
+    if (size := sum(one.size for one in found.files)) > MAX_READ:
+        raise PayloadError(f"policies read what files hold: at most {MAX_READ} bytes leave at once, not {size}")
+    manifest = found.manifest()
+    return {one.name: shown(b"".join(artefacts.read(tenant, one.name, manifest))) for one in found.files}
+
+
 def is_text(data: bytes) -> bool:
     """Whether they are text in UTF-8."""
     try:
@@ -260,7 +328,7 @@ def shown(data: bytes) -> str:
     return data.decode() if is_text(data) else base64.b64encode(data).decode()
 
 
-def _check_file(message: wire.File, data: bytes, files: dict[str, tuple[str, int]]) -> None:
+def _check_file(message: wire.File, data: bytes, files: Collection[str]) -> None:
     name = message.name
     if not name or len(name) > MAX_KEY or name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise PayloadError(f"{name[:80]!r} is no file name: relative, without .., at most {MAX_KEY} characters")

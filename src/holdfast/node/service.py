@@ -204,6 +204,10 @@ class Service:
         """Runs, newest first."""
         return show.rows(self.store, limit)
 
+    def file(self, run: str, name: str) -> Iterator[bytes]:
+        """The bytes of a file that a run keeps (:func:`holdfast.node.show.read_file`)."""
+        return show.read_file(self.store, self._home, run, name)
+
     def events(self, run: str, *, start: int = 1) -> list[Event]:
         """A run's events."""
         show.find(self.store, run)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from holdfast.errors import UsageError
 from holdfast.journal.base import Store, StreamKind, StreamState
 from holdfast.journal.fold import RunState
+from holdfast.node.artefacts import Artefacts
 from holdfast.node.history import state_of
-from holdfast.node.views import ApprovalView, Pending, RunRow, RunView
+from holdfast.node.views import ApprovalView, FileView, Pending, RunRow, RunView
 from holdfast.node.waits import pending
 from holdfast.values import load
 
@@ -48,7 +52,32 @@ def view(store: Store, run: str) -> RunView:
         cost_nano=state.counters.get("cost", 0),
         steps=state.counters.get("steps", 0),
         pending=() if state.final else _pending(state),
+        files=_files(state),
     )
+
+
+def _files(state: RunState) -> tuple[FileView, ...]:
+    found = [FileView(name=name, size=size, digest=digest) for name, (digest, size) in state.files.items()]
+    found += [FileView(name=name, size=size, digest=at) for name, (_, size, at) in state.collected.items()]
+    return tuple(sorted(found, key=lambda one: one.name))
+
+
+def read_file(store: Store, home: Path, run: str, name: str) -> Iterator[bytes]:
+    """The bytes of a file that a run keeps, checked as they come.
+
+    Raises:
+        UsageError: there is no such run or file, or it was erased.
+        StoreError: it cannot be read, or was changed.
+    """
+    stream = find(store, run)
+    state = state_of(store, stream)
+    held = state.collected.get(name) or state.files.get(name)
+    if held is None:
+        raise UsageError(f"{run} keeps no file {name!r}; `holdfast runs files {run}` lists them")
+    payload = store.payload(state.tenant, held[0])
+    if payload is None:
+        raise UsageError(f"the file {name!r} of {run} was erased")
+    return Artefacts(home).read(state.tenant, name, payload) if name in state.collected else iter((payload,))
 
 
 def _pending(state: RunState) -> tuple[Pending, ...]:

@@ -27,6 +27,16 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """Microseconds since the Unix epoch; None: never."""
 
 
+class FileView(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that a run keeps."""
+
+    name: str
+    size: int
+    """Bytes."""
+    digest: str
+    """What the record commits to, hex: the payload, or the encrypted bytes in the store of artefacts."""
+
+
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """A run as it stands."""
 
@@ -46,6 +56,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     cost_nano: int = 0
     steps: int = 0
     pending: tuple[Pending, ...] = ()
+    files: tuple[FileView, ...] = ()
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -126,22 +126,28 @@ class FolderBlobs:
                 partial.unlink()
         return digest.hexdigest()
 
+    def discard(self, tenant: str, digest: str) -> None:
+        """Forget the bytes of a digest; nothing there is no error."""
+        with contextlib.suppress(OSError):
+            self.path(tenant, digest).unlink()
+
     def _of(self, tenant: str) -> Path:
         return self._folder / hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 
-def collect(workspace: int, store: Blobs, tenant: str, bounds: Bounds = BOUNDS) -> Collected:
-    """Copy a workspace's files into a store. ``workspace`` is a descriptor of its folder (``O_PATH`` will do).
+def collect(workspace: int, store: Blobs, tenant: str, bounds: Bounds = BOUNDS, path: str = "") -> Collected:
+    """Copy a workspace's files, or what is at one path of it, into a store. ``workspace`` is a descriptor of its folder
+    (``O_PATH`` will do).
 
     The inside may run and change everything meanwhile: what comes out is then some mixture of before and after, but
     always bytes that stood in plain files below the folder.
 
     Raises:
-        PayloadError: it holds more than the bounds allow.
+        PayloadError: it holds more than the bounds allow, or nothing stands at the path.
         IsolationError: this kernel cannot open safely (no ``openat2``, Linux 5.6).
         StoreError: the store cannot be used.
     """
-    return _Walk(workspace, store, tenant, bounds).result()
+    return _Walk(workspace, store, tenant, bounds).result(os.fsencode(os.path.normpath(path)) if path else b".")
 
 
 class _Unfit(Exception):
@@ -161,26 +167,32 @@ class _Walk:
         self._artefacts: list[Artefact] = []
         self._refused: list[Refused] = []
 
-    def result(self) -> Collected:
-        pending = [b"."]
+    def result(self, start: bytes) -> Collected:
+        pending = [start] if start == b"." else self._take(start)
+        if start != b"." and not (pending or self._artefacts or self._refused):
+            raise PayloadError(f"nothing stands at {_shown(start)} in the workspace")
         while pending:
             folder = pending.pop()
             for name in self._names(folder):
-                path = name if folder == b"." else folder + b"/" + name
-                self._entries += 1
-                if self._entries > self._bounds.entries:
-                    raise PayloadError(f"the workspace holds more than {self._bounds.entries} entries; remove some")
-                try:
-                    if self._entry(path):
-                        pending.append(path)
-                except _Unfit as unfit:
-                    self._refused.append(Refused(_shown(path), str(unfit)))
-                except OSError as error:
-                    self._refused.append(Refused(_shown(path), _why(error)))
+                pending += self._take(name if folder == b"." else folder + b"/" + name)
         return Collected(
             artefacts=tuple(sorted(self._artefacts, key=lambda one: one.path)),
             refused=tuple(sorted(self._refused, key=lambda one: one.path)),
         )
+
+    def _take(self, path: bytes) -> list[bytes]:
+        """Take one entry, or say why not; gives it back when it is a folder to be looked into."""
+        self._entries += 1
+        if self._entries > self._bounds.entries:
+            raise PayloadError(f"the workspace holds more than {self._bounds.entries} entries; remove some")
+        try:
+            return [path] if self._entry(path) else []
+        except _Unfit as unfit:
+            self._refused.append(Refused(_shown(path), str(unfit)))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                self._refused.append(Refused(_shown(path), _why(error)))
+        return []
 
     def _names(self, folder: bytes) -> list[bytes]:
         try:
