@@ -12,6 +12,7 @@ from holdfast.errors import PolicyFileError
 from holdfast.policy.categories.base import fits, fits_any, is_pattern
 from holdfast.policy.lexemes import tokens
 from holdfast.policy.model import PROFILES, Checked, clashes, examine
+from holdfast.policy.overlap import overlaps
 from holdfast.policy.patterns import nearest
 from holdfast.policy.profiles import Named, compose, named
 from holdfast.policy.source import Document, Problem, read
@@ -77,6 +78,7 @@ def lint(
     for item in checked:
         findings += _one(item, known or {})
     findings += _pairs(checked)
+    findings += [_finding(one.item, one.key, Severity.WARNING, one.message) for one in overlaps(checked)]
     return findings
 
 

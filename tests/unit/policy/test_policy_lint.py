@@ -27,7 +27,7 @@ def test_a_good_file_has_no_findings(write) -> None:
   - {id: b, category: require_approval, when: action.kind == "tool" && action.name == "x"}
   - {id: c, category: require_approval, gates: [llm, tool], when: action.kind == "llm" || action.kind == "step"}
   - {id: d, category: step_limit, with: {limit: 5}, scope: {agent: "f*"}, when: facts.agent == "finance"}
-  - {id: e, category: tool_allowlist, with: {allow: ["y*"]}}
+  - {id: e, category: tool_allowlist, with: {allow: ["y*", x]}}
 """
     )
     assert lint([write(text)]) == []
