@@ -143,6 +143,14 @@ class PrincipalSettings(Section, frozen=True, kw_only=True):
     """A person or service. `uid:N`: who runs the command as that user. Another name has a token."""
 
     roles: Annotated[tuple[str, ...], kinds.TEXTS, "roles that policies refer to as `role:NAME`"] = ()
+    may: Annotated[
+        tuple[str, ...] | None,
+        kinds.TEXTS,
+        "what agents may do on this one's behalf, as `GATE:NAME` with wildcards; not set: nobody knows",
+    ] = None
+    suspended: Annotated[
+        bool, kinds.BOOLEAN, "whether nothing may happen in this name now; for an agent write `agent:NAME`"
+    ] = False
     token_sha256: Annotated[
         str,
         kinds.SHA256,
@@ -363,7 +371,7 @@ def _principal_fault(name: str, principal: PrincipalSettings) -> tuple[str, str]
             return f"{name} is not a uid", 'write "uid:1000", with the number of the user'
         if principal.token_sha256:
             return f"{name} has a token", "remove it: a uid is proved by the system"
-    elif not principal.token_sha256:
+    elif not principal.token_sha256 and (principal.roles or (principal.may is None and not principal.suspended)):
         return f"{name} cannot prove who it is", "add token_sha256, or name a user as uid:N instead"
     return None
 

@@ -207,6 +207,7 @@ class Spawn(_Message, frozen=True, tag="spawn"):
     input: Value
     budget_nano: int = 0
     """A ceiling for the child, in nano-dollars; 0: only the policies' own."""
+    authority: tuple[str, ...] | None = None  # what the child may do; None: what its parent may
 
 
 class Join(_Message, frozen=True, tag="join"):

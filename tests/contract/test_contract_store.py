@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.action import Budget, Hold, Kill, Once, Rate, Release, Settle
+from holdfast.action import Budget, Hold, Kill, Once, Past, Rate, Release, Settle
 from holdfast.errors import StoreError, UsageError
 from holdfast.journal.base import (
     Append,
@@ -19,6 +19,7 @@ from holdfast.journal.base import (
     InboxItem,
     MemoryWrite,
     NodeRow,
+    PastWrite,
     Patch,
     Refused,
     Result,
@@ -903,3 +904,21 @@ def test_the_root_is_that_of_the_whole_log(store: SqlStore) -> None:
     assert store.heads["acme"] == store.frontier("acme")
     assert len(root(store.frontier("acme"))) == 32
     assert store.frontier("nobody") == b""
+
+
+class TestPasts:
+    def test_what_rules_over_a_tenant_ask_about(self, store: SqlStore) -> None:
+        def past(name: str, at: int, state: str = "open", agent: str = "a") -> Past:
+            return Past(gate="tool", name=name, at=at, state=state, agent=agent, figures={"amount": 1.5, "n": at})
+
+        def write(step: str, one: Past, attempt: int = 1) -> PastWrite:
+            return PastWrite(step=step, attempt=attempt, past=one)
+
+        seed(store, "r1")
+        done(store, append("r1", pasts=(write("s.1", past("wire", 10)), write("s.2", past("look", 20)))))
+        done(store, append("r1", pasts=(write("s.1", past("wire", 10, "ok")),)))
+        done(store, append("r1", pasts=(write("s.1", past("wire", 30, agent="b"), 2),)))
+        assert store.pasts("acme", limit=9) == [past("wire", 10, "ok"), past("look", 20), past("wire", 30, agent="b")]
+        assert store.pasts("acme", name="wire", since=11, limit=9) == [past("wire", 30, agent="b")]
+        assert store.pasts("acme", agent="a", gate="tool", limit=1) == [past("look", 20)]
+        assert store.pasts("other", limit=9) == []

@@ -203,10 +203,16 @@ class AsyncContext(Base):
         return await self._loop.gather(self._channel, self, branches, return_exceptions)
 
     async def spawn(
-        self, agent: type | str, input: Any = None, *, workflow: str = "", budget_usd: float = 0
+        self,
+        agent: type | str,
+        input: Any = None,
+        *,
+        workflow: str = "",
+        budget_usd: float = 0,
+        authority: Sequence[str] | None = None,
     ) -> AsyncChildRun:
         """Start a child run; see :meth:`Context.spawn`."""
-        return AsyncChildRun(await self._ado(children.spawn(agent, input, workflow, budget_usd)), self._ado)
+        return AsyncChildRun(await self._ado(children.spawn(agent, input, workflow, budget_usd, authority)), self._ado)
 
     async def spawn_many(
         self,

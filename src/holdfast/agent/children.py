@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from holdfast import wire
@@ -35,7 +36,12 @@ def target_of(agent: type | str) -> str:
     return f"{spec}:{agent.__qualname__}"
 
 
-def spawn(agent: type | str, input: Any, workflow: str, budget_usd: float) -> Op[str]:
+_DEED = re.compile(r"(?:[a-z]+|\*):\S+$")
+
+
+def spawn(
+    agent: type | str, input: Any, workflow: str, budget_usd: float, authority: Sequence[str] | None = None
+) -> Op[str]:
     """See :meth:`holdfast.Context.spawn`."""
     target = target_of(agent)
     if isinstance(agent, type) and workflow:
@@ -43,8 +49,11 @@ def spawn(agent: type | str, input: Any, workflow: str, budget_usd: float) -> Op
     if isinstance(budget_usd, bool) or not isinstance(budget_usd, int | float) or not 0 <= budget_usd < 1e9:
         raise UsageError(f"budget_usd is {budget_usd!r}; give dollars from 0 up (0: only the policies' own limits)")
     nano = round(budget_usd * NANO)
+    if authority is not None and (isinstance(authority, str) or not all(_DEED.match(deed) for deed in authority)):
+        raise UsageError(f'authority is {authority!r}; give what the child may do, as ["tool:read_*", "llm:*"]')
+    may = None if authority is None else tuple(authority)
     return Op(
-        lambda number, scope, v: wire.Spawn(number, scope, target, workflow, v, nano),
+        lambda number, scope, v: wire.Spawn(number, scope, target, workflow, v, nano, may),
         lambda data: str(load(data)),
         dump(input, f"the input of {target}"),
     )

@@ -308,17 +308,26 @@ class Context(Base):
 
         return gather(self._channel, self, branches, return_exceptions, self._finish)
 
-    def spawn(self, agent: type | str, input: Any = None, *, workflow: str = "", budget_usd: float = 0) -> ChildRun:
+    def spawn(
+        self,
+        agent: type | str,
+        input: Any = None,
+        *,
+        workflow: str = "",
+        budget_usd: float = 0,
+        authority: Sequence[str] | None = None,
+    ) -> ChildRun:
         """Start a child run of an agent class of this deployment (or ``module:Class``).
 
         Args:
             workflow: which one, where the class has several.
             budget_usd: a ceiling of its own, in dollars; 0: only the policies' limits.
+            authority: what it may do, as in ``["tool:read_*"]``; None: what this run may. Policies hold it to that.
 
         Raises:
             DeniedError: a policy denied it.
         """
-        return ChildRun(self._do(children.spawn(agent, input, workflow, budget_usd)), self._do)
+        return ChildRun(self._do(children.spawn(agent, input, workflow, budget_usd, authority)), self._do)
 
     def spawn_many(
         self,

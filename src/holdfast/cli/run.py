@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from holdfast.cli import exits, opening, output
 from holdfast.errors import HoldfastError, UsageError
+from holdfast.node.mandate import Mandate
 from holdfast.node.views import RunView
 from holdfast.sandbox.levels import NAMES as LEVELS
 
@@ -25,6 +27,14 @@ def run(
     tenant: Annotated[str, typer.Option(help="Whose work it is.")] = "default",
     policy: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Policy file; may be given often.")] = None,
     isolation: Annotated[str, typer.Option(metavar="LEVEL", help="Isolation level: " + ", ".join(LEVELS))] = "",
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="What its cost is booked under; may be given often.")
+    ] = None,
+    on_behalf_of: Annotated[str, typer.Option(metavar="NAME", help="The person for whom the agent acts.")] = "",
+    may: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GATE:NAME", help="What it may do at most, as policies see it; may be given often."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Only submit; a serving node drives it.")] = False,
     as_: opening.As = "",
     json: opening.Json = False,
@@ -34,6 +44,7 @@ def run(
         raise UsageError(f"{isolation} is not an isolation level; use one of {', '.join(LEVELS)}")
     data = opening.json_argument(input_, "--input")
     asker = opening.principal(as_)
+    mandate = Mandate(tags=_tags(tag or ()), on_behalf_of=on_behalf_of, authority=tuple(may) if may else None)
     with opening.service() as service:
         run_id = service.submit(
             target,
@@ -43,11 +54,19 @@ def run(
             policy_files=tuple(policy or ()),
             isolation=isolation,
             principal=asker,
+            mandate=mandate,
         )
         if detach:
             report(service.run(run_id), json)
             return
         finish(follow(service, run_id, json), json)
+
+
+def _tags(given: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    if wrong := [name for name, mark, value in pairs if not (name and mark and value)]:
+        raise UsageError(f"--tag {wrong[0]} is not KEY=VALUE; write --tag cost-centre=4711")
+    return {name: value for name, _, value in pairs}
 
 
 def follow(service: Any, run_id: str, quiet: bool) -> RunView:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from holdfast.action import Kill, Refusal, Reservation, Settlement
+from holdfast.action import Kill, Past, Refusal, Reservation, Settlement
 from holdfast.journal.event import Event, Witness
 
 FLEET = "*"
@@ -135,6 +135,14 @@ class SecretRow(msgspec.Struct, frozen=True, kw_only=True):
     """When this version was set, microseconds."""
 
 
+class PastWrite(msgspec.Struct, frozen=True, kw_only=True):
+    """What rules over a whole tenant ask of an action: how it stands now. A later one for the attempt replaces it."""
+
+    step: str
+    attempt: int
+    past: Past
+
+
 class Append(msgspec.Struct, frozen=True, kw_only=True):
     """One all-or-nothing write to one stream.
 
@@ -154,6 +162,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     deliver: tuple[InboxItem, ...] = ()
     """Items for other streams of the same tenant (a child's end, a signal)."""
     memory: tuple[MemoryWrite, ...] = ()
+    pasts: tuple[PastWrite, ...] = ()
     secrets: tuple[SecretWrite, ...] = ()
     patch: Patch | None = None
     kills: tuple[Kill, ...] = ()
@@ -299,6 +308,12 @@ class Store(Protocol):
 
     def secret(self, row: SecretRow) -> bytes | None:
         """The value of a secret's version; None when it was changed or destroyed meanwhile."""
+
+    def pasts(
+        self, tenant: str, *, since: int = 0, agent: str = "", gate: str = "", name: str = "", limit: int
+    ) -> list[Past]:
+        """The latest actions of a tenant that rules may ask about, oldest first: at most ``limit``. What is empty does
+        not matter."""
 
     # writing, each a transaction of its own
 

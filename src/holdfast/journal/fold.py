@@ -50,6 +50,8 @@ _ENDS = {
     Kind.RUN_KILLED: "killed",
     Kind.RUN_REFUSED: "refused",
 }
+FINAL_KINDS = frozenset(_ENDS)
+"""Kinds of the events that end a run."""
 _COUNTED = {"step": "steps", "decision": "steps", "llm": "llm_calls", "tool": "tool_calls", "spawn": "spawns"}
 
 T = TypeVar("T")
@@ -155,6 +157,8 @@ class RunState(msgspec.Struct, kw_only=True):
     """Who said that a diverged run is to fail; empty: nobody."""
     labels: tuple[str, ...] = ()
     """Labels of what the run has taken in: a high-water mark."""
+    sources: list[str] = []
+    """Names of what the run has read, where some rule looks at citations."""
     declassified: list[Declassified] = []
     """Labels that people have taken off."""
     asked: list[str] = []
@@ -303,6 +307,8 @@ def _outcome(state: RunState, record: Record, event: Event) -> None:
         record.state = "fault"
         record.code, record.message, record.rule = data["code"], data["message"], data.get("rule", "")
     record.received = event.payloads.get("received", "")
+    if "sources" in data:
+        state.sources = [*state.sources, *data["sources"]][-MAX_PAST:]
     effect = data.get("effect")
     if effect is not None:
         _effect(state, record, effect, event)
@@ -435,6 +441,7 @@ def _life(state: RunState, event: Event) -> None:
         state.incarnation, state.recent = data["incarnation"], list(data["recent"])
         state.past = {key: _as(held, Past) for key, held in data.get("past", {}).items()}
         state.asked = list(data.get("asked", state.asked))
+        state.sources = list(data.get("sources", ()))
         state.created = {**state.created, "bundle": data.get("bundle", state.created.get("bundle", ""))}
         state.declassified = [_as(held, Declassified) for held in data.get("declassified", ())]
     elif kind == Kind.BUNDLE_PINNED:

@@ -47,6 +47,11 @@ _PUT_MEMORY = (
     "INSERT INTO memory (tenant, agent, key, key_id, ciphertext) VALUES (%s, %s, %s, %s, %s) "
     "ON CONFLICT (tenant, agent, key) DO UPDATE SET key_id = EXCLUDED.key_id, ciphertext = EXCLUDED.ciphertext"
 )
+_PUT_PAST = (
+    "INSERT INTO pasts (tenant, stream, step, attempt, agent, gate, name, at, state, ended_at, figures) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (tenant, stream, step, attempt) DO UPDATE SET "
+    "state = excluded.state, ended_at = excluded.ended_at, figures = excluded.figures"
+)
 _PUT_SEALED = (
     "INSERT INTO secrets (tenant, name, version, key_id, ciphertext, binding, created_at) "
     "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (tenant, name) DO UPDATE SET version = excluded.version, "
@@ -226,6 +231,7 @@ def send(run: psycopg.Cursor[Any], step: Transaction, rows: Loaded) -> None:
             run.execute("DELETE FROM memory WHERE tenant = %s AND agent = %s AND key = %s", place)
         else:
             run.execute(_PUT_MEMORY, (*place, *value))
+    many(_PUT_PAST, [(*held, *past) for held, past in step.pasts.items()])
     for owned, secret in step.secrets.items():
         if secret is None:
             run.execute("DELETE FROM secrets WHERE tenant = %s AND name = %s", owned)

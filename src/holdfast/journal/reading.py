@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.action import Kill
+from holdfast.action import Kill, Past
 from holdfast.errors import StoreError
 from holdfast.journal.base import InboxItem, LedgerRow, NodeRow, SecretRow, StreamKind, StreamState, Tenant
 from holdfast.journal.columns import (
@@ -30,6 +30,7 @@ from holdfast.journal.event import Event
 from holdfast.journal.payloads import Keyring, secret_context
 
 _objects: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
+_figures: msgspec.json.Decoder[dict[str, int | float]] = msgspec.json.Decoder(dict[str, int | float])
 _CHUNK = 400
 """Parameters of one IN list, at most."""
 _MOST_PLACES = 100_000
@@ -284,6 +285,26 @@ class Reader(ABC):
         """Keys of an agent's lasting memory, sorted."""
         rows = self._query("SELECT key FROM memory WHERE tenant = ? AND agent = ? ORDER BY key", (tenant, agent))
         return [row[0] for row in rows]
+
+    def pasts(
+        self, tenant: str, *, since: int = 0, agent: str = "", gate: str = "", name: str = "", limit: int
+    ) -> list[Past]:
+        """The latest actions of a tenant that rules may ask about, oldest first: at most ``limit``. What is empty does
+        not matter."""
+        where, values = "tenant = ? AND at >= ?", [tenant, since]
+        for column, value in (("agent", agent), ("gate", gate), ("name", name)):
+            if value:
+                where, values = f"{where} AND {column} = ?", [*values, value]
+        rows = self._query(
+            "SELECT agent, gate, name, at, state, ended_at, figures FROM pasts "  # noqa: S608
+            f"WHERE {where} ORDER BY at DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [
+            Past(agent=row[0], gate=row[1], name=row[2], at=row[3], state=row[4], ended_at=row[5],
+                 figures=_figures.decode(row[6]))
+            for row in reversed(rows)
+        ]  # fmt: skip
 
     def secrets(self, tenant: str) -> list[SecretRow]:
         """A tenant's secrets, by name, without their values."""

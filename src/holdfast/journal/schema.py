@@ -215,6 +215,25 @@ secrets = Table(
 )
 """Credentials that are added on the way out. ``version`` is the sequence number of the event that set it."""
 
+pasts = Table(
+    "pasts",
+    metadata,
+    Column("tenant", _NAME, primary_key=True),
+    Column("stream", _NAME, primary_key=True),
+    Column("step", _NAME, primary_key=True),
+    Column("attempt", BigInteger(), primary_key=True),
+    _text("agent", key=True),
+    _text("gate", key=True),
+    _text("name", key=True),
+    _number("at"),
+    _text("state"),
+    _number("ended_at"),
+    _text("figures"),
+    Index("ix_pasts_at", "tenant", "at"),
+    sqlite_with_rowid=False,
+)
+"""What rules over a whole tenant ask about: a projection of the intents that some rule wanted remembered."""
+
 nodes = Table(
     "nodes",
     metadata,

@@ -65,6 +65,10 @@ _PUT_SEALED = (
     "INSERT OR REPLACE INTO secrets (tenant, name, version, key_id, ciphertext, binding, created_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+_PUT_PAST = (
+    "INSERT OR REPLACE INTO pasts (tenant, stream, step, attempt, agent, gate, name, at, state, ended_at, figures) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _PUT_KILL = (
     "INSERT OR REPLACE INTO kills (id, scope, name, tenant, reason, issued_by, at, compensate) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -219,6 +223,8 @@ class SqliteStore(SqlStore):
             many(_INSERT_INBOX, step.inbox)
         if step.memory:
             self._flush_memory(run, step)
+        if step.pasts:
+            many(_PUT_PAST, [(*place, *past) for place, past in step.pasts.items()])
         for place, secret in step.secrets.items():
             if secret is None:
                 run.execute("DELETE FROM secrets WHERE tenant = ? AND name = ?", place)

@@ -74,6 +74,7 @@ class Transaction:
         "moved",
         "new_tenants",
         "now",
+        "pasts",
         "payloads",
         "rows",
         "secrets",
@@ -98,6 +99,7 @@ class Transaction:
         self.delivered: dict[str, int] = {}
         self.consumed: set[int] = set()
         self.memory: dict[tuple[str, str, str], tuple[str, bytes] | None] = {}
+        self.pasts: dict[tuple[str, str, str, int], tuple[Any, ...]] = {}
         self.secrets: dict[tuple[str, str], tuple[int, str, bytes, str, int] | None] = {}
         self.kills: dict[str, Kill] = {}
         self.lifts: list[str] = []
@@ -332,6 +334,12 @@ class Transaction:
             else:
                 key = self.rows.key(tenant)
                 self.memory[place] = (key.id, key.encrypt(write.value))
+        for held in item.pasts:
+            past = held.past
+            figures = msgspec.json.encode(past.figures).decode()
+            self.pasts[tenant, name, held.step, held.attempt] = (
+                past.agent, past.gate, past.name, past.at, past.state, past.ended_at, figures,
+            )  # fmt: skip
         for secret in item.secrets:
             self.secrets[tenant, secret.name] = self._sealed(tenant, row, secret)
         if item.kills or item.lifts:

@@ -15,6 +15,7 @@ from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record
 from holdfast.node import deployment
 from holdfast.node.incarnation import Incarnation, call_digest, handles
+from holdfast.node.mandate import mandate
 from holdfast.node.run import Place, idempotency_key
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import settlements
@@ -34,6 +35,7 @@ def on_spawn(inc: Incarnation, message: wire.Spawn) -> None:
             "input": load(data),
             "budget_nano": message.budget_nano,
         }
+        | ({} if message.authority is None else {"authority": list(message.authority)})
     )
     sha = call_digest("spawn", message.target, args)
     place, record = inc.place(message.id, message.scope, "spawn", message.target, sha)
@@ -88,6 +90,7 @@ async def _spawn(
             "labels": run.beyond.labels.leaving(run.header.tenant, run.header.region),
             # What the first run's principal said vouches for its children too; what their parent says does not.
             "asked": run.state.asked[0],
+            "mandate": mandate(run.state.created).passed_on(message.authority),
         },
         at=services.clock.now(),
         clock_error=services.clock.clock_error(),

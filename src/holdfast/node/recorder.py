@@ -18,6 +18,7 @@ from holdfast.journal.base import Append, Appended, Draft, Header, InboxItem, Me
 from holdfast.journal.event import Witness
 from holdfast.journal.fold import RunState, apply
 from holdfast.journal.writer import Writer
+from holdfast.node.history import remembered
 
 NOTE_DELAY = 0.02
 """Seconds after which notes are made durable although nothing needs them yet."""
@@ -135,6 +136,7 @@ class Recorder:
             epoch=self.epoch,
             node=self._node,
             drafts=(draft,),
+            pasts=remembered((draft,), self.state),
             reserve=reserve,
             kill_generation=kill_generation,
         )
@@ -184,6 +186,7 @@ class Recorder:
             epoch=self.epoch,
             node=self._node,
             drafts=drafts,
+            pasts=remembered(drafts, self.state),
             reserve=reserve,
             settle=settle,
             kill_generation=kill_generation,
@@ -225,6 +228,7 @@ class Recorder:
             epoch=self.epoch,
             node=self._node,
             drafts=tuple(self._notes),
+            pasts=remembered(self._notes, self.state),
             settle=tuple(self._settle),
         )
         self._notes, self._settle, self._bytes = [], [], 0

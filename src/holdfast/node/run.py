@@ -21,7 +21,7 @@ from holdfast.node.services import Services
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.categories.rates import ConcurrencyLimit
 from holdfast.policy.decide import decide, settlements
-from holdfast.policy.history import past, recall
+from holdfast.policy.history import past
 from holdfast.values import digest
 
 THROTTLE_LIMIT_US = 300_000_000
@@ -159,15 +159,14 @@ class Run:
         )
         if action is None:
             return facts
-        if self.bundle.vouches:
+        if self.bundle.vouches or self.bundle.people or self.bundle.cites:
             facts = self.beyond.about(action, facts)
         if self.bundle.glassed:
             facts = msgspec.structs.replace(facts, glasses=self.services.glasses(header.tenant, now))
         if not self.bundle.historic:
             return facts
-        # What other runs did is not at hand: a rule that asks for it gets no answer, which denies.
-        asked = [one for one in self.bundle.asks(action, facts, phase) if one.over == "run"]
-        return recall(action, facts, asked, [*state.past.values(), *self._inflight_past])
+        asked = self.bundle.asks(action, facts, phase)
+        return self.beyond.recalled(action, facts, asked, [*state.past.values(), *self._inflight_past])
 
     # the gate
 

@@ -27,6 +27,7 @@ from holdfast.node import glass, lease, operate, show
 from holdfast.node.bundles import Bundles
 from holdfast.node.dispatch.local import nudge
 from holdfast.node.forking import fork
+from holdfast.node.mandate import Mandate
 from holdfast.node.submit import create_tenant, ensure_default, submit
 from holdfast.node.views import ApprovalView, DrillResult, KillResult, Principal, RunRow, RunView, TenantView
 from holdfast.policy.glass import Shown
@@ -91,6 +92,7 @@ class Service:
         policy_files: tuple[Path, ...] = (),
         isolation: str = "",
         principal: Principal = SYSTEM,
+        mandate: Mandate | None = None,
     ) -> str:
         """Create a run; gives its id (:func:`holdfast.node.submit.submit`)."""
         name, events = submit(
@@ -104,6 +106,7 @@ class Service:
             policy_files=policy_files,
             isolation=isolation,
             principal=principal,
+            mandate=mandate or Mandate(),
             policies=self._policies,
         )
         self._committed(events)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from holdfast.action import Glass
 from holdfast.clock import Clock
+from holdfast.config import PrincipalSettings
 from holdfast.journal.base import Header, Store
 from holdfast.llm.router import LLM
 from holdfast.node.connectors import ConnectorPool
@@ -53,6 +54,9 @@ class Services(Protocol):
 
     def bundle(self, digest: str) -> Bundle:
         """A pinned bundle."""
+
+    def person(self, name: str) -> PrincipalSettings:
+        """How a principal, or an agent (``agent:NAME``), stands now."""
 
     def glasses(self, tenant: str, now: int) -> tuple[Glass, ...]:
         """The tenant's broken glasses that are in force, or whose review is open."""

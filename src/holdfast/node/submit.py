@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from holdfast.action import Facts, Kill
 from holdfast.clock import Clock
 from holdfast.config import Settings
@@ -17,6 +19,7 @@ from holdfast.journal.event import Event, Kind
 from holdfast.node.bundles import Bundles
 from holdfast.node.children import creation
 from holdfast.node.deployment import Pinned, pin
+from holdfast.node.mandate import Mandate
 from holdfast.node.views import Principal
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.kills import standing
@@ -30,6 +33,7 @@ CLI = "command-line"
 _OVERLOADED = (
     "{limit} new runs of tenant {tenant} wait already; try again later, start another node, or raise [node] queue"
 )
+_NONE = Mandate()
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -83,6 +87,7 @@ def submit(
     policy_files: tuple[Path, ...],
     isolation: str,
     principal: Principal,
+    mandate: Mandate = _NONE,
     policies: Bundles | None = None,
 ) -> tuple[str, tuple[Event, ...]]:
     """Create a run; gives its id and its first event. ``policies``: those in force; None: they are read now.
@@ -118,6 +123,7 @@ def submit(
         region=region,
         isolation=chosen,
         principal=principal,
+        mandate=mandate,
         refusal=refusal,
     )
 
@@ -133,6 +139,7 @@ def create(
     region: str,
     isolation: str,
     principal: Principal,
+    mandate: Mandate = _NONE,
     refusal: Refusal | None = None,
 ) -> tuple[str, tuple[Event, ...]]:
     """Create a run of pinned code, under the kills that are in force at that very moment."""
@@ -156,10 +163,21 @@ def create(
         isolation,
         input_,
         target=pinned.deployment.target,
+        more={"mandate": _held(mandate, header, principal)},
         at=clock.now(),
         clock_error=clock.clock_error(),
     )
     return name, begin(store, clock, header, created, refusal=refusal)
+
+
+def _held(mandate: Mandate, header: Header, principal: Principal) -> Mandate:
+    """A mandate with what this door has found out itself: the people's roles, and whose code was pinned here."""
+    if mandate.identity:
+        found = mandate
+    else:
+        claims = {"sub": header.agent, "deployment": header.deployment}
+        found = msgspec.structs.replace(mandate, identity="local", claims=claims)
+    return msgspec.structs.replace(found, roles=mandate.roles or principal.roles)
 
 
 def begin(

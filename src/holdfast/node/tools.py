@@ -93,6 +93,7 @@ async def perform(
             return
         outcome: dict[str, object] = {"id": place.id, "status": "ok"}
         ended = Ended(value=load(value))
+        outcome |= run.beyond.read(action, ended.value)
         judged = look_after(run, action, ended)
         outcome |= run.beyond.labels.take(action, ended, sources(message.name, connector))
         if action.effect == Effect.COMPENSABLE:

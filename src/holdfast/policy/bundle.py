@@ -18,7 +18,8 @@ import msgspec
 from holdfast.action import GATES, Action, Facts
 from holdfast.errors import PolicyFileError
 from holdfast.policy.categories.base import Rule, fits
-from holdfast.policy.conditions import Condition, ConditionError, Conditions, Scene
+from holdfast.policy.cel import ConditionError
+from holdfast.policy.conditions import Condition, Conditions, Scene
 from holdfast.policy.history import SAME, Question
 from holdfast.policy.model import Checked, clashes, one
 from holdfast.policy.model import load as load_policies
@@ -67,6 +68,7 @@ class Bundle:
         "glassed",
         "historic",
         "later",
+        "people",
         "rules",
         "vouches",
     )
@@ -109,6 +111,10 @@ class Bundle:
             (phase, gate) for (phase, gate), plan in self._phases.items() if phase != "before" and plan
         )
         """Phase and gate of what rules look at after the decision ahead of an action."""
+        self.people = any(
+            rule.category.people or "suspended" in rule.source or "user_authority" in rule.source for rule in active
+        )
+        """Whether any rule asks about the people behind a run."""
         self.vouches = any(getattr(rule.params, "free", None) for rule in active)
         """Whether any rule asks what the principal's own input named."""
         self.cites = any(getattr(rule.params, "citations", "") for rule in active)

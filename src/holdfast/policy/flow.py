@@ -29,6 +29,10 @@ PRIVATE = ("private", "secret", "phi", "pan")
 _LABEL = re.compile(LABEL)
 _DETECTED = {"CREDIT_CARD": "pan", "SECRET": "secret", "MEDICAL_RECORD": "phi", "UK_NHS": "phi"}
 _HANDLE = "$holdfast"
+_NAMING = frozenset({"id", "url", "uri", "href", "link", "source", "doc", "document", "title", "path", "file", "name"})
+"""Keys whose text says what something is called."""
+MAX_NAME = 512
+MAX_NAMES = 200
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -85,6 +89,15 @@ def seen(value: Any) -> tuple[str, ...]:
 def _does(deed: str, action: Action) -> bool:
     gate, _, name = deed.partition(":")
     return gate in ("*", action.gate) and fits(name, action.target)
+
+
+def names(action: Action, value: Any) -> list[str]:
+    """What a result may be cited as: the call itself, and what it says that its parts are called."""
+    found = [action.id, action.target]
+    for path, text, in_key in strings(value):
+        if not in_key and len(text) <= MAX_NAME and (not path or str(path[-1]).casefold() in _NAMING):
+            found.append(text)
+    return list(dict.fromkeys(name for name in found if name))[:MAX_NAMES]
 
 
 def carried(action: Action, facts: Facts) -> tuple[str, ...]:

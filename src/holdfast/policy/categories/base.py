@@ -167,6 +167,8 @@ class Category(ABC):
     phases: ClassVar[frozenset[str]] = frozenset({"before"})
     labels: ClassVar[bool] = False
     """Whether it decides on labels: only then what comes in is also looked into for what its form gives away."""
+    people: ClassVar[bool] = False
+    """Whether it asks who is suspended, and what people may do: only then the node looks that up."""
     first: ClassVar[bool] = False
     """Whether it is heard before the others, because it changes what they lead to."""
     example: ClassVar[str]

@@ -110,6 +110,7 @@ class OnBehalfOf(Category):
 
     name = "on_behalf_of"
     family = "identity"
+    people = True
     summary = (
         "Lets an agent that acts for a person do only what both may do: what the agent's authority covers and what the "
         "person's does. Where the person's is not known, nothing goes."
@@ -118,7 +119,7 @@ class OnBehalfOf(Category):
     gates = GATES
     default_gates = ("tool", "http", "memory", "file")
     verdicts = REFUSALS
-    controls = ("soc2:CC6.3", "hipaa:164.308(a)(4)", "pci-dss:7.2.5")
+    controls = ("soc2:CC6.3", "hipaa:164.308(a)(4)(ii)(C)", "pci-dss:7.2.5", "gdpr:Art.29")
     tighter: ClassVar[Mapping[str, str]] = {"required": "true", "people": "named"}
     example = """\
 id: no-more-than-the-person
@@ -219,7 +220,7 @@ class TenantIsolation(Category):
     gates = GATES
     default_gates = ("tool", "http", "file", "spawn", "memory", "output", "llm")
     verdicts = HARD
-    controls = ("soc2:CC6.1", "hipaa:164.308(a)(4)(ii)(A)", "gdpr:art-32")
+    controls = ("soc2:CC6.1", "hipaa:164.308(a)(4)(ii)(A)", "gdpr:Art.32(1)(b)", "hipaa:164.308(a)(4)")
     tighter: ClassVar[Mapping[str, str]] = {"share": "subset", "arguments": "superset", "keys": "superset"}
     example = """\
 id: tenants-apart
@@ -257,6 +258,7 @@ class UserSuspension(Category):
 
     name = "user_suspension"
     family = "identity"
+    people = True
     summary = (
         "Lets nothing happen in the name of a person, service or agent that is suspended, runs that are under way "
         "included."
@@ -265,7 +267,14 @@ class UserSuspension(Category):
     gates = GATES
     default_gates = GATES
     verdicts = (Outcome.TERMINATE, Outcome.DENY)
-    controls = ("soc2:CC6.2", "pci-dss:8.2.5", "hipaa:164.308(a)(3)(ii)(C)")
+    controls = (
+        "soc2:CC6.2",
+        "pci-dss:8.2.5",
+        "hipaa:164.308(a)(3)(ii)(C)",
+        "gdpr:Art.29",
+        "mifid2:RTS6-Art.2(2)",
+        "sox:ITGC-access",
+    )
     tighter: ClassVar[Mapping[str, str]] = {"users": "superset", "agents": "superset"}
     example = """\
 id: suspended-users
@@ -318,7 +327,7 @@ class CredentialScope(Category):
     gates = ("http", "tool", "llm")
     default_gates = ("http", "tool")
     verdicts = HARD
-    controls = ("soc2:CC6.1", "pci-dss:8.6.2")
+    controls = ("soc2:CC6.1", "pci-dss:8.6.2", "pci-dss:8.6.3")
     example = """\
 id: bank-key
 category: credential_scope

@@ -88,6 +88,23 @@ CREATE TABLE nodes (
   PRIMARY KEY (node)
 );
 
+CREATE TABLE pasts (
+  tenant TEXT COLLATE "C" NOT NULL,
+  stream TEXT COLLATE "C" NOT NULL,
+  step TEXT COLLATE "C" NOT NULL,
+  attempt BIGINT NOT NULL,
+  agent TEXT COLLATE "C" NOT NULL,
+  gate TEXT COLLATE "C" NOT NULL,
+  name TEXT COLLATE "C" NOT NULL,
+  at BIGINT NOT NULL,
+  state TEXT NOT NULL,
+  ended_at BIGINT NOT NULL,
+  figures TEXT NOT NULL,
+  PRIMARY KEY (tenant, stream, step, attempt)
+);
+
+CREATE INDEX ix_pasts_at ON pasts (tenant, at);
+
 CREATE TABLE payloads (
   tenant TEXT COLLATE "C" NOT NULL,
   idx BIGINT NOT NULL,

@@ -92,6 +92,24 @@ CREATE TABLE nodes (
 )
  WITHOUT ROWID;
 
+CREATE TABLE pasts (
+  tenant TEXT NOT NULL,
+  stream TEXT NOT NULL,
+  step TEXT NOT NULL,
+  attempt BIGINT NOT NULL,
+  agent TEXT NOT NULL,
+  gate TEXT NOT NULL,
+  name TEXT NOT NULL,
+  at BIGINT NOT NULL,
+  state TEXT NOT NULL,
+  ended_at BIGINT NOT NULL,
+  figures TEXT NOT NULL,
+  PRIMARY KEY (tenant, stream, step, attempt)
+)
+ WITHOUT ROWID;
+
+CREATE INDEX ix_pasts_at ON pasts (tenant, at);
+
 CREATE TABLE payloads (
   tenant TEXT NOT NULL,
   idx BIGINT NOT NULL,
