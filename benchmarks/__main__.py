@@ -7,7 +7,17 @@ import sys
 
 from benchmarks import plots
 
-NAMES = ("start", "waiting", "kill", "governance", "policy_decide", "policy_replay", "policy_scan")
+NAMES = (
+    "start",
+    "cold_start",
+    "density",
+    "waiting",
+    "kill",
+    "governance",
+    "policy_decide",
+    "policy_replay",
+    "policy_scan",
+)
 
 
 def main() -> int:

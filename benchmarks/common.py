@@ -133,10 +133,13 @@ class Turns:
                 caller.close()
 
 
-def configure(where: Path, *, store: str = "sqlite", turn: Path | None = None, concurrency: int = 64) -> Path:
-    """Write ``holdfast.toml`` and give the home beside it."""
+def configure(
+    where: Path, *, store: str = "sqlite", turn: Path | None = None, concurrency: int = 64, pool: int = 0
+) -> Path:
+    """Write ``holdfast.toml`` and give the home beside it. ``pool``: boundaries that are kept ready for each agent."""
     # What is admitted together must fit into the machine's memory by what it may use, not by what it does.
-    lines = [f'[store]\nurl = "{store}"', f"[node]\nconcurrency = {concurrency}", '[sandbox]\nmemory = "128MiB"']
+    boundary = f'[sandbox]\nmemory = "128MiB"\npool = {pool}'
+    lines = [f'[store]\nurl = "{store}"', f"[node]\nconcurrency = {concurrency}", boundary]
     if turn is not None:
         (where / "turn.py").write_text(
             "import socket\n\n\ndef turn():\n"
