@@ -148,3 +148,20 @@ def test_several_processes_and_the_command_say_the_same(recorded: Any, monkeypat
         assert one == two
         assert report(told["bundle"], one) == told
         assert len(service.store.log("default", limit=10_000)) == before
+
+
+def test_recorded_actions_are_explained_and_covered(recorded: Any) -> None:
+    runs = [row["run_id"] for row in recorded.json("runs", "list")["runs"]]
+    events = [(run, event) for run in runs for event in recorded.events(run)]
+    denied = next((run, e) for run, e in events if e.kind == "verdict" and e.data["verdict"]["rule"] == "pay-limit")
+    step = denied[1].data["action"]["id"]
+    told = recorded.json("policy", "explain", "--run", denied[0], "--step", step)
+    assert (told["verdict"]["outcome"], told["verdict"]["rule"]) == ("deny", "pay-limit")
+    assert {rule["rule"] for rule in told["rules"]} == {"spend", "pay-limit", "large", "watch"}
+    back = next((run, e) for run, e in events if "after" in e.data)
+    told = recorded.json("policy", "explain", "--run", back[0], "--step", back[1].data["id"])
+    assert (told["verdict"]["outcome"], told["verdict"]["rule"]) == ("redact", "hide")
+    covered = recorded.json("policy", "coverage")
+    assert covered["runs"] == len(runs)
+    assert covered["actions"] == covered["gated"] > 20
+    assert covered["bypasses"] == {}

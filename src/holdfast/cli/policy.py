@@ -199,12 +199,13 @@ def explain(
             opening.json_argument(action, "--action"), opening.json_argument(facts, "--facts"), load(())
         )
     bundle = load(policy or config.load().policy.files) if policy or not run else case.bundle
-    found = account(case.action, case.facts, bundle)
+    found = account(case.action, case.facts, bundle, case.ended)
     if json:
         output.emit(found.to_json_value())
         return
     verdict = found.verdict
-    output.say(f"{case.action.kind} {case.action.name}: {verdict.outcome.word}", "bold")
+    what = "what came back of " if case.ended is not None else ""
+    output.say(f"{what}{case.action.kind} {case.action.target}: {verdict.outcome.word}", "bold")
     if verdict.rule:
         output.say(f"because of {verdict.rule}: {verdict.reason}")
     rows = [

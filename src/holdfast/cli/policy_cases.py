@@ -6,13 +6,14 @@ import time
 
 import msgspec
 
-from holdfast.action import Action, Facts
+from holdfast.action import Action, Ended, Facts
 from holdfast.audit.redecide import arguments, arguments_of
 from holdfast.errors import UsageError
 from holdfast.journal.base import Store
 from holdfast.journal.event import Event
+from holdfast.node.replay import looked_at
 from holdfast.policy.bundle import Bundle
-from holdfast.values import digest, dump
+from holdfast.values import digest, dump, load
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,10 +22,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     action: Action
     facts: Facts
     bundle: Bundle
+    ended: Ended | None = None
+    """What came back, when that is what was decided on last."""
 
 
 def recorded(store: Store, run: str, step: str) -> Case:
-    """The latest verdict on a step of a run, or on any step when none is named.
+    """The latest verdict on a step of a run, or on any step when none is named: on the action, or on what came back.
 
     Raises:
         UsageError: there is no such run or verdict, or it is not whole any more.
@@ -33,26 +36,43 @@ def recorded(store: Store, run: str, step: str) -> Case:
     if stream is None:
         raise UsageError(f"there is no run {run}; `holdfast runs list` shows them")
     found: Event | None = None
+    back: Event | None = None
     known: list[str] = []
     for event in store.events(run):
         if "verdict" in event.data and "facts" in event.data:
             known.append(event.data["action"]["id"])
             if step in ("", known[-1]):
-                found = event
+                found, back = event, None
+        elif found is not None and "after" in event.data and event.data["id"] == found.data["action"]["id"]:
+            back = event
     if found is None:
         some = ", ".join(dict.fromkeys(known[-10:])) or "none"
         raise UsageError(f"{run} has no verdict on {step or 'anything'}; the latest are on: {some}")
     tenant = stream.header.tenant
     action = msgspec.convert({**found.data["action"], "args": {}}, Action)
     recorded = arguments_of(found)
-    payload = store.payload(tenant, recorded) if recorded else None
-    if payload is not None:
+    if recorded:
+        payload = store.payload(tenant, recorded)
+        if payload is None:
+            raise UsageError(f"the arguments of {action.id} were erased, so it cannot be decided again")
         action = msgspec.structs.replace(action, args=arguments(action.kind, payload))
-    pinned = store.blob(found.data["verdict"]["bundle"])
+    said = found.data if back is None else back.data["after"]
+    pinned = store.blob(said["verdict"]["bundle"])
     if pinned is None:
         raise UsageError(f"the bundle of {run} is not in the store; explain it with --policy FILE instead")
-    facts = msgspec.convert(found.data["facts"], Facts)
-    return Case(action=action, facts=facts, bundle=Bundle.from_bytes(pinned))
+    facts = msgspec.convert(said["facts"], Facts)
+    ended = _ended(store, tenant, back, action.kind) if back is not None else None
+    return Case(action=action, facts=facts, bundle=Bundle.from_bytes(pinned), ended=ended)
+
+
+def _ended(store: Store, tenant: str, event: Event, kind: str) -> Ended | None:
+    data, commitment = event.data, event.payloads.get("received") or event.payloads.get("result", "")
+    payload = store.payload(tenant, commitment) if commitment else None
+    if payload is None:
+        raise UsageError(f"what came back of {data['id']} was erased, so it cannot be decided again")
+    return Ended(
+        value=looked_at(load(payload), of_model=kind == "llm"), cost=data.get("cost"), tokens=data.get("tokens")
+    )
 
 
 def typed(action: bytes, facts: bytes, bundle: Bundle) -> Case:

@@ -172,14 +172,17 @@ def _fetch(payloads: Callable[[], Mapping[str, bytes]], commitment: str, kind: s
 
 
 def _value(payloads: Callable[[], Mapping[str, bytes]], commitment: str, of_model: bool) -> Any:
-    """What came back, as rules looked at it: of a model, the object that was asked for, otherwise its text."""
     payload = payloads().get(commitment)
     if payload is None:
         raise Unreadable("what came back was erased")
     try:
-        value = load(payload)
+        return looked_at(load(payload), of_model=of_model)
     except PayloadError as error:
         raise Unreadable(f"what came back cannot be read: {error}") from None
+
+
+def looked_at(value: Any, *, of_model: bool) -> Any:
+    """What came back, as rules look at it: of a model, the object that was asked for, otherwise its text."""
     if of_model and isinstance(value, dict) and "text" in value:
         return value["text"] if value.get("value") is None else value["value"]
     return value

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.action import Action, Facts, Kill, Outcome, Price
+from holdfast.action import Action, Ended, Facts, Kill, Outcome, Price
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import decide
 from holdfast.policy.explain import explain
@@ -95,3 +95,21 @@ def test_the_account_is_the_verdict(kind: str, name: str, args: dict[str, int], 
     assert told == {
         (hit.rule, hit.outcome, hit.reason) for hit in account.verdict.hits if hit.outcome is not Outcome.ALLOW
     }
+
+
+def test_what_came_back_is_accounted_for_too() -> None:
+    rules = Bundle(
+        [
+            one({"id": "cards", "category": "pan_guard", "gates": ["tool"], "on_breach": "redact"}),
+            one({"id": "steps", "category": "step_limit", "gates": ["step"], "with": {"limit": 1}}),
+            one({"id": "calls", "category": "tool_call_limit", "with": {"limit": 1}}),
+        ]
+    )
+    action = Action(kind="tool", name="pay")
+    found = explain(action, Facts(now=1, counters={"tool_calls": 5}), rules, Ended(value="4111 1111 1111 1111"))
+    assert found.verdict.outcome is Outcome.REDACT
+    told = {account.rule: account for account in found.accounts}
+    assert told["cards"].applies
+    assert told["cards"].outcome is Outcome.REDACT
+    assert told["calls"].why == "it does not look at what comes back"
+    assert not told["steps"].applies
