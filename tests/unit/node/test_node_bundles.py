@@ -59,7 +59,9 @@ def test_what_is_half_written_changes_nothing_is_said_once_and_is_taken_when_who
     rules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(in_force, "log", SimpleNamespace(error=lambda words, **_: said.append(words), info=print))
+    monkeypatch.setattr(
+        in_force, "log", SimpleNamespace(error=lambda words, **_: said.append(words), info=lambda *_, **__: None)
+    )
     found = bundles(rules.parent)
     assert limit(found) == 5
     put(rules, RULE.format(limit=7)[:-9])
