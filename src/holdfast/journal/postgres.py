@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a connection."""
+LOST_AFTER = 10
+"""Seconds without an acknowledgement from the server's host after which a connection counts as broken."""
 ATTEMPTS = 5
 """How often a transaction is tried that lost to another one."""
 _MIGRATION_LOCK = 0x686F6C65
@@ -314,6 +316,7 @@ class PostgresStore(SqlStore):
                 autocommit=True,
                 prepare_threshold=2,
                 connect_timeout=CONNECT_TIMEOUT,
+                tcp_user_timeout=LOST_AFTER * 1000,
                 application_name="holdfast",
             )
         except self._psycopg.Error as error:

@@ -24,8 +24,10 @@ MAX_BATCH = 256
 """Appends of one commit, at most."""
 MAX_BATCH_BYTES = 16 << 20
 """Bytes of payloads after which a commit takes no more."""
-QUICK = 0.02
-"""Seconds that a commit in an event loop's own thread may take without being the last one there."""
+QUICK = 0.25
+"""Seconds that a commit in an event loop's own thread may take without being the last one there. Far above what a disk
+takes: on a busy machine most of a commit's time is waiting for a processor, and the thread waits longer still, because
+it has to win the interpreter from the loop again after each statement."""
 TELL_DELAY = 0.05
 """Seconds after which the hooks hear of what was committed in an event loop's own thread: to wake the writer's thread
 for each commit would cost as much as the commit's own work."""

@@ -96,7 +96,7 @@ class Node:
             on_commit=[self._heads.committed],
             before_commit=before_commit,
             after_commit=after_commit,
-            inline=url == "sqlite",
+            inline=True,
         )
         self.lease = Lease(self.clock, settings.node.lease, serves=not root)
         self.control = Control(self.store)
