@@ -19,6 +19,7 @@ from holdfast.action import (
     Facts,
     Hit,
     Hold,
+    Kill,
     Once,
     Outcome,
     Rate,
@@ -43,19 +44,15 @@ _COUNTED = frozenset({"blast_radius", "spawn_limit"})
 """Categories whose budgets count something else than what a call costs: what was reserved is what was used."""
 _ANYONE = ApprovalSpec()
 _ALLOW, _DENY, _ASK = Outcome.ALLOW, Outcome.DENY, Outcome.REQUIRE_APPROVAL
+_RESERVES = (Budget, Rate, Hold, Once)
 
 
 def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
     """What may happen, why, and what must be reserved for it. Raises nothing for any action and facts."""
-    court = Court(action, facts, bundle.digest)
-    if facts.kills and (kill := standing(facts.kills, facts)) is not None:
-        where = "the fleet" if kill.scope == "fleet" else f"{kill.scope} {kill.name}"
-        reason = f"{where} is stopped by kill {kill.id}: {kill.reason}"
-        court.record(
-            f"kill:{kill.id}", "kill_switch", Outcome.TERMINATE, reason, facts={"generation": facts.kill_generation}
-        )
+    kill = standing(facts.kills, facts) if facts.kills else None
     gate = action.gate
     if gate not in GATES:
+        court = _court(action, facts, bundle, kill)
         court.record(
             "gate", "gate", _DENY, f"there is no gate for actions of kind {gate[:40]!r}, so nothing can allow them"
         )
@@ -70,12 +67,13 @@ def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
                 rules = plan.always
         except Exception:  # noqa: BLE001 - it is met again below, where the rule denies
             scene = None
+    found: list[tuple[Rule, Finding]] = []
     for rule in rules:
         if rule.when is not None and scene is None:
             try:
                 scene = bundle.conditions.bind(action, facts)
             except Exception as error:  # noqa: BLE001 - whatever failed, the rule denies below
-                court.hear(rule, failed(error))
+                found.append((rule, failed(error)))
                 continue
         # As consult() does, without the call: this loop runs for every rule of every step.
         try:
@@ -85,11 +83,54 @@ def decide(action: Action, facts: Facts, bundle: Bundle) -> Verdict:
         except Exception as error:  # noqa: BLE001 - fail closed: what cannot be decided is denied
             finding = failed(error)
         if finding is not None:
-            court.hear(rule, finding)
-    if gate == "http" and not _listed(plan, scene):
+            found.append((rule, finding))
+    unlisted = gate == "http" and not _listed(plan, scene)
+    if kill is None and not unlisted and (clear := _clear(found, facts, bundle)) is not None:
+        return clear
+    court = _court(action, facts, bundle, kill)
+    for rule, finding in found:
+        court.hear(rule, finding)
+    if unlisted:
         reason = f"no egress_allowlist applies, so {action.host or 'nothing'} cannot be reached"
         court.record("egress", EgressAllowlist.name, _DENY, reason)
     return court.verdict()
+
+
+def _clear(found: Iterable[tuple[Rule, Finding]], facts: Facts, bundle: Bundle) -> Verdict | None:
+    """The verdict where no rule has anything against it, as most of the time; None where it takes a court. The same
+    verdict, without what it takes to weigh objections."""
+    if facts.refusals:
+        return None
+    plain: list[Reservation] = []
+    budgets: list[Reservation] = []
+    for rule, finding in found:
+        if isinstance(finding, Spend):
+            if finding.per_token or finding.fixed > finding.limit - finding.used:
+                return None
+            if finding.key and rule.mode == "enforce":
+                budgets.append(Budget(key=finding.key, amount=finding.fixed, limit=finding.limit, policy=rule.id))
+        elif isinstance(finding, _RESERVES):
+            if rule.mode == "enforce":
+                plain.append(finding)
+        else:
+            return None
+    return Verdict(
+        outcome=_ALLOW,
+        reservations=(*plain, *budgets),
+        kill_generation=facts.kill_generation,
+        bundle=bundle.digest,
+    )
+
+
+def _court(action: Action, facts: Facts, bundle: Bundle, kill: Kill | None) -> Court:
+    court = Court(action, facts, bundle.digest)
+    if kill is not None:
+        where = "the fleet" if kill.scope == "fleet" else f"{kill.scope} {kill.name}"
+        reason = f"{where} is stopped by kill {kill.id}: {kill.reason}"
+        court.record(
+            f"kill:{kill.id}", "kill_switch", Outcome.TERMINATE, reason, facts={"generation": facts.kill_generation}
+        )
+    return court
 
 
 def _listed(plan: Iterable[Rule], scene: Scene | None) -> bool:

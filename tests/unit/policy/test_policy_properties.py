@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import msgspec
 from hypothesis import given, settings
@@ -105,6 +106,21 @@ def test_order_means_nothing_and_deciding_again_gives_the_same(
     assert decide(action, facts, pinned) == verdict
     thawed = msgspec.json.decode(msgspec.json.encode(facts), type=Facts)
     assert decide(action, thawed, pinned) == verdict
+
+
+FLAT = policy("q", "budget_usd", {"limit": "0.0002", "per_call": "0.0001"}, gates=["step", "llm", "tool"])
+SHADOW = policy("r", "rate_limit", {"limit": 1}, gates=["step", "tool"], mode="shadow")
+
+
+@settings(deadline=None, max_examples=80)
+@given(CHOICES, ACTIONS, SITUATIONS)
+def test_the_short_way_of_what_nobody_objects_to_is_the_verdict_of_the_court(
+    policies: list[dict[str, Any]], action: Action, facts: Facts
+) -> None:
+    rules = bundle(*policies, FLAT, SHADOW)
+    short = decide(action, facts, rules)
+    with mock.patch("holdfast.policy.decide._clear", return_value=None):
+        assert decide(action, facts, rules) == short
 
 
 @settings(deadline=None, max_examples=80)
