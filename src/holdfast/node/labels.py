@@ -16,10 +16,15 @@ from holdfast.action import Action, Declassified, Ended
 from holdfast.config import ConnectorSettings
 from holdfast.errors import PayloadError, UsageError
 from holdfast.journal.fold import RunState
+from holdfast.log import Log
 from holdfast.policy import flow
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.flow import OUTSIDE, UNTRUSTED, Source
 from holdfast.values import load
+
+UNSEEN = (*flow.PRIVATE, UNTRUSTED)
+"""Labels of what cannot be looked into: it may be anything."""
+log = Log(__name__)
 
 
 class Labels:
@@ -51,18 +56,28 @@ class Labels:
 
     def take(self, action: Action, ended: Ended, sources: Sequence[Source] = OUTSIDE) -> dict[str, Any]:
         """Take in what an action brought. Gives what the event that records it says of that; mostly nothing."""
-        return self._joined(flow.entering(action, ended, sources, look=self._look))
+        found = set(flow.entering(action, ended, sources, look=False))
+        return self._joined(found | set(self._seen_in(ended.value)))
 
     def told(self, payload: bytes, labels: Iterable[str] = ()) -> dict[str, Any]:
         """Take in what somebody said to the run: an input, an answer, a signal, a child's output."""
         found = set(labels)
         if self._look and payload:
             try:
-                found |= set(flow.seen(load(payload)))
+                found.update(self._seen_in(load(payload)))
             except PayloadError:
-                # What cannot be read cannot be looked into either; it counts as a stranger's.
-                found.add(UNTRUSTED)
+                found.update(UNSEEN)
         return self._joined(found)
+
+    def _seen_in(self, value: Any) -> Iterable[str]:
+        """What a value's form gives away, where some rule asks for labels at all."""
+        if not self._look:
+            return ()
+        try:
+            return flow.seen(value)
+        except Exception:
+            log.exception("a value could not be looked into")
+            return UNSEEN
 
     def leaving(self, tenant: str, region: str) -> tuple[str, ...]:
         """What stays with something that the run of this tenant and region writes: an entry, a child, a message."""
