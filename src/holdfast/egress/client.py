@@ -87,7 +87,7 @@ class Http1Asker:
         """
         stream, limits = self.stream, self._limits
         until = 0.0
-        while (end := http1.find_head(stream.buffer, limits.head)) < 0:
+        while not stream.buffer or (end := http1.find_head(stream.buffer, limits.head)) < 0:
             began = bool(stream.buffer)
             if began and not until:
                 until = stream.time() + limits.head_s

@@ -145,7 +145,7 @@ class Exchange:
 
     async def _carry(self, go: Go, body: Body) -> None:
         self._go = go
-        problem = Aborted("stopped")
+        problem: Aborted | None = None
         upload: asyncio.Task[None] | None = None
         try:
             head, data = self._replaced(go, body)
@@ -176,7 +176,7 @@ class Exchange:
             if upload is not None:
                 upload.cancel()
             if not self._reported:
-                await self._break_off(problem)
+                await self._break_off(problem or Aborted("stopped"))
 
     def _replaced(self, go: Go, body: Body) -> tuple[RequestHead, bytes]:
         head = go.head or self.head

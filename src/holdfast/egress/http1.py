@@ -16,6 +16,8 @@ _CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 """Never part of a line: all controls but the tab."""
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21-\x7e]+) HTTP/1\.([01])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
+_FIELD = re.compile(rb"\r\n([!#$%&'*+\-.^_`|~0-9A-Za-z]++):[ \t]*+((?:[^\r\n]*[^\r\n \t])?)")
+"""A field after the line before it; as many are found as there are lines, or one of them is no field."""
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,15}")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e]*)?")
 _MAX_LINE: Final = 512
@@ -59,14 +61,15 @@ def request_head(head: bytes, max_fields: int) -> tuple[str, str, str, Headers]:
     Raises:
         Refused: it is malformed.
     """
-    line, *rest = _lines(head)
+    line, _, _ = head.partition(b"\r\n")
     match = _REQUEST_LINE.fullmatch(line)
     if match is None:
         if line.startswith(b"PRI * HTTP/2"):
             raise malformed("HTTP/2 without TLS is not carried; use https", status=505)
         raise malformed("the request line")
     method, target, minor = match.groups()
-    return method.decode(), target.decode(), "1.1" if minor == b"1" else "1.0", _fields(rest, max_fields)
+    version = "1.1" if minor == b"1" else "1.0"
+    return method.decode(), target.decode(), version, _fields(head, len(line), max_fields)
 
 
 def response_head(head: bytes, max_fields: int) -> tuple[int, str, Headers]:
@@ -75,34 +78,27 @@ def response_head(head: bytes, max_fields: int) -> tuple[int, str, Headers]:
     Raises:
         Refused: it is malformed.
     """
-    line, *rest = _lines(head)
+    line, _, _ = head.partition(b"\r\n")
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise malformed("the status line")
-    return int(match[2]), "1.1" if match[1] == b"1" else "1.0", _fields(rest, max_fields)
+    return int(match[2]), "1.1" if match[1] == b"1" else "1.0", _fields(head, len(line), max_fields)
 
 
-def _lines(head: bytes) -> list[bytes]:
-    lines = head.split(b"\r\n")
-    # What is left of CR and LF is bare: this check finds it together with NUL and its like.
-    if len(head.translate(None, _CONTROLS)) != len(head) - 2 * (len(lines) - 1):
-        raise malformed("a control character, a bare CR or a bare LF in the head")
-    return lines
-
-
-def _fields(lines: list[bytes], most: int) -> Headers:
-    if len(lines) > most:
+def _fields(head: bytes, start: int, most: int) -> Headers:
+    count = head.count(b"\r\n")
+    if count > most:
         raise malformed(f"more than {most} fields", status=431)
-    fields = []
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        lower = _known.get(name)
-        if lower is None:
-            lower = field_name(name)
-        if not colon:
-            raise malformed("a field without a colon")
-        fields.append((lower, value.strip(b" \t")))
-    return tuple(fields)
+    # What is left of CR and LF is bare: this check finds it together with NUL and its like.
+    if len(head.translate(None, _CONTROLS)) != len(head) - 2 * count:
+        raise malformed("a control character, a bare CR or a bare LF in the head")
+    found = _FIELD.findall(head, start)
+    if len(found) != count:
+        raise malformed("a field: a name that is no token, a folded line, or a line without a colon")
+    try:
+        return tuple([(_known[name], value) for name, value in found])
+    except KeyError:
+        return tuple([(field_name(name), value) for name, value in found])
 
 
 def field_name(name: bytes) -> bytes:

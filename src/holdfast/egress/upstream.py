@@ -129,7 +129,7 @@ class Http1Sender:
         stream, limits = self.stream, self.limits
         for _ in range(_INTERIM):
             until = 0.0
-            while (end := http1.find_head(stream.buffer, limits.head)) < 0:
+            while not stream.buffer or (end := http1.find_head(stream.buffer, limits.head)) < 0:
                 if stream.buffer and not until:
                     until = stream.time() + limits.head_s
                 if not await stream.more(max(until - stream.time(), 0.001) if until else limits.first_byte_s):
