@@ -136,11 +136,16 @@ def _variables() -> str:
 
 
 def _policies(settings: config.Settings) -> str:
-    from holdfast.policy.bundle import load
+    from holdfast.node.bundles import layers, read
 
-    bundle = load(settings.policy.files)
+    bundle = read(settings, layers(settings, "default", ""))
+    # Each layer must go with those above it; a serving node keeps what was in force where one does not.
+    for tenant in ("default", *settings.tenants):
+        for agent in ("", *settings.agents):
+            read(settings, layers(settings, tenant, agent))
     source = f"in {len(settings.policy.files)} files" if settings.policy.files else "built in"
-    return f"{len(bundle.rules)} policies {source}, bundle {bundle.digest[:12]}"
+    signed = ", signed" if settings.policy.require_signed else ""
+    return f"{len(bundle.rules)} policies {source}{signed}, bundle {bundle.digest[:12]}"
 
 
 def _boundary(settings: config.Settings) -> str:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from holdfast import config
@@ -15,6 +16,8 @@ from holdfast.errors import UsageError
 if TYPE_CHECKING:
     from holdfast.policy.categories.base import Rule
 
+BUILTIN = "built-in"
+"""What a rule's layer is called when no file has it."""
 app = typer.Typer(help="List, check and explain policies.", no_args_is_help=True)
 
 Files = Annotated[
@@ -23,22 +26,42 @@ Files = Annotated[
 
 
 @app.command("list")
-def list_(files: Files = None, json: opening.Json = False) -> None:
-    """List the policies in force, with the digest of the bundle."""
-    from holdfast.policy.bundle import load
+def list_(
+    files: Files = None,
+    tenant: Annotated[str, typer.Option(help="As for runs of this tenant.")] = "default",
+    agent: Annotated[str, typer.Option(help="As for runs of this agent.")] = "",
+    json: opening.Json = False,
+) -> None:
+    """List the policies in force with the layer that each comes from, and the digest of the bundle."""
+    from holdfast.node import bundles
+    from holdfast.policy.layers import stack
 
-    paths = files or config.load().policy.files
-    bundle = load(paths)
+    settings = config.load()
+    if files:
+        settings = msgspec.structs.replace(settings, policy=msgspec.structs.replace(settings.policy, files=files))
+    layers = bundles.layers(settings, tenant, agent)
+    bundle = bundles.read(settings, layers)
+    paths = [path for layer in layers for path in layer.files]
+    layer_of = {found.item.policy.id: found.layer for found in stack(layers)}
     if json:
-        found = [_object(rule) for rule in bundle.rules]
-        output.emit({"bundle": bundle.digest, "files": [str(path) for path in paths], "policies": found})
+        policies = [{**_object(rule), "layer": layer_of.get(rule.id, BUILTIN)} for rule in bundle.rules]
+        output.emit({"bundle": bundle.digest, "files": [str(path) for path in paths], "policies": policies})
         return
     rows = [
-        (rule.id, rule.category.name, rule.mode, rule.on_breach.word, ",".join(sorted(rule.gates)), _whom(rule))
+        (
+            rule.id,
+            rule.category.name,
+            rule.mode,
+            rule.on_breach.word,
+            ",".join(sorted(rule.gates)),
+            _whom(rule),
+            layer_of.get(rule.id, BUILTIN),
+        )
         for rule in bundle.rules
     ]
     output.say(f"bundle {bundle.digest[:12]} from {', '.join(map(str, paths)) or 'what is built in'}")
-    output.table(("id", "category", "mode", "on breach", "gates", "whom and when"), rows, empty="No policies.")
+    columns = ("id", "category", "mode", "on breach", "gates", "whom and when", "layer")
+    output.table(columns, rows, empty="No policies.")
 
 
 @app.command()
@@ -166,8 +189,6 @@ app.add_typer(policy_glass.app, name="glass", rich_help_panel=None)
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of policy files, for editors."""
-    import msgspec
-
     from holdfast.policy.schema import schema as make
 
     output.say(msgspec.json.format(msgspec.json.encode(make()), indent=2).decode())

@@ -43,6 +43,8 @@ def test_policy_list_names_the_bundle_and_each_rule(shell: Any, tmp_path: Path) 
     ]
     assert found["bundle"] != built_in["bundle"]
     assert "tools\ttool_allowlist\tshadow" in shell("policy", "list").out
+    assert [rule["layer"] for rule in found["policies"]] == ["organisation"]
+    assert {rule["layer"] for rule in built_in["policies"]} == {"built-in"}
 
 
 def test_policy_explain_accounts_for_each_rule(shell: Any, tmp_path: Path) -> None:
