@@ -136,13 +136,12 @@ def _variables() -> str:
 
 
 def _policies(settings: config.Settings) -> str:
-    from holdfast.node.bundles import layers, read
+    from holdfast.node.bundles import layers, misfits, read
 
+    # A serving node keeps what was in force where a layer does not go with those above it.
+    if wrong := misfits(settings):
+        raise Found(wrong[0], "correct it: until then a serving node goes on under the policies that it read before")
     bundle = read(settings, layers(settings, "default", ""))
-    # Each layer must go with those above it; a serving node keeps what was in force where one does not.
-    for tenant in ("default", *settings.tenants):
-        for agent in ("", *settings.agents):
-            read(settings, layers(settings, tenant, agent))
     source = f"in {len(settings.policy.files)} files" if settings.policy.files else "built in"
     signed = ", signed" if settings.policy.require_signed else ""
     return f"{len(bundle.rules)} policies {source}{signed}, bundle {bundle.digest[:12]}"

@@ -67,12 +67,17 @@ def list_(
 @app.command()
 def lint(files: Files = None, json: opening.Json = False) -> None:
     """Check policy files: every problem with its file, line, key and cure. Exit status 2 when one is an error."""
+    from holdfast.node import bundles
     from holdfast.policy import lint as linting
 
     settings = config.load()
-    paths = files or list(settings.policy.files)
     known = {"tool": settings.connectors.keys()} if settings.connectors else {}
-    found = linting.lint(paths, known=known)
+    paths = files or bundles.configured(settings)
+    if files:
+        found = linting.lint(files, known=known)
+    else:
+        found = [one for part in bundles.parts(settings) for one in linting.lint(part, known=known)]
+        found += [] if linting.broken(found) else [linting.layered(why) for why in bundles.misfits(settings)]
     errors = sum(item.severity is linting.Severity.ERROR for item in found)
     if json:
         keys = ("file", "line", "key", "severity", "message", "rule")

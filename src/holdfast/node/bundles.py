@@ -74,6 +74,31 @@ def read(settings: Settings, stack: Sequence[Layer]) -> Bundle:
     return load(stack, check=check if known else None)
 
 
+def parts(settings: Settings) -> list[tuple[Path, ...]]:
+    """The files of each layer that is configured."""
+    found = [settings.policy.files]
+    found += [tenant.policies for tenant in settings.tenants.values()]
+    found += [agent.policies for agent in settings.agents.values()]
+    return [files for files in found if files]
+
+
+def configured(settings: Settings) -> list[Path]:
+    """Every policy file that is configured, upper layers first."""
+    return list(dict.fromkeys(path for files in parts(settings) for path in files))
+
+
+def misfits(settings: Settings) -> list[str]:
+    """What keeps the layers of some tenant and agent from going together, or is not signed as it must be."""
+    found: dict[str, None] = {}
+    for tenant in ("default", *settings.tenants):
+        for agent in ("", *settings.agents):
+            try:
+                read(settings, layers(settings, tenant, agent))
+            except PolicyFileError as error:
+                found.setdefault(str(error))
+    return list(found)
+
+
 class _Kept(msgspec.Struct):
     bundle: Bundle
     print: Print

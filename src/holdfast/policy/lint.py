@@ -82,6 +82,16 @@ def lint(
     return findings
 
 
+def broken(findings: Iterable[LintFinding]) -> bool:
+    """Whether one of the findings keeps its file from loading."""
+    return any(finding.severity is Severity.ERROR for finding in findings)
+
+
+def layered(message: str) -> LintFinding:
+    """What does not go together between layers, from the message of the error that loading them gave."""
+    return LintFinding(file="layers", line=0, key="", severity=Severity.ERROR, message=message)
+
+
 def _unread(path: Path, error: PolicyFileError) -> LintFinding:
     """``error`` names file, line and key at its start; they are taken apart again."""
     text = str(error).removeprefix(str(path)).lstrip(":")
