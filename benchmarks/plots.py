@@ -95,7 +95,7 @@ def figures() -> str:
             f"| start beside {waiting['waiting']:,} waiting runs / in an empty home | {waiting['ratio']}× | ≤ 1.2× |"
         )
     if kill := read("kill"):
-        for count, found in kill["sizes"].items():
+        for count, found in sorted(kill["sizes"].items(), key=lambda item: int(item[0])):
             what = f"{count} boundaries with a daemon each, commit of the kill to last process gone, p99"
             target = kill["targets_ms"].get(count, 100)
             lines.append(f"| {what} | {found['p99_ms']} ms | < {target:g} ms |")

@@ -22,7 +22,7 @@ import msgspec
 import pytest
 
 from holdfast.errors import IsolationError, UsageError
-from holdfast.sandbox import collector, confine, levels, procs, registry, runtime
+from holdfast.sandbox import cgroup, collector, confine, levels, procs, registry, runtime
 from holdfast.sandbox.base import Boundary, Channel, Exit, Label, Limits, Mount, Reason, Spec
 from holdfast.sandbox.interpreter import interpreter_mounts
 
@@ -703,6 +703,45 @@ def test_nothing_outlives_a_node_that_is_killed(name: str, home: Path) -> None:
         assert gone(fds)
     assert registry.entries(home) == []
     assert not [path for path in entry.cgroups if Path(path).exists()]
+    assert not list((home / "workspaces").glob("*"))
+
+
+BOMB = """
+import signal
+for number in range(1, 65):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+say('up')
+while True:
+    try:
+        if os.fork() == 0: os.setsid()
+    except OSError: pass
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "outer", "node"])
+def test_nothing_is_left_of_a_fork_bomb(name: str, home: Path, end: str) -> None:
+    async def counted() -> bool:
+        async with started(name, home, "pass") as (boundary, _):
+            return name not in registry.PLAIN or boundary.held.limits.get("pids", "").startswith("cgroup")
+
+    if not run(counted()):
+        pytest.skip("no control group counts processes here, so a fork bomb would be the host's")
+    with node(name, home, BOMB) as process:
+        [entry] = registry.entries(home)
+        if end == "kill":
+            assert [one.gone for one in registry.end_matching(home, lambda label: True, seconds=WAIT)] == [True]
+        else:
+            os.kill(entry.outer.pid if end == "outer" else process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait(WAIT)
+        registry.reap(home, seconds=WAIT)
+        assert cgroup.members(tuple(map(Path, entry.cgroups))) == ()
+        # What has ended may still have to be reaped; nothing else may be found.
+        assert gone(registry.stragglers(entry))
+    assert registry.entries(home) == []
+    places = [*entry.cgroups, str(registry.HOST_WORKSPACES / entry.id), str(runtime.BUNDLES / entry.id)]
+    assert not [place for place in places if Path(place).exists()]
     assert not list((home / "workspaces").glob("*"))
 
 

@@ -149,7 +149,8 @@ def reap(home: Path, *, seconds: float = 5.0) -> list[Ended]:
     """End and clean up what dead nodes left on this home, and only that."""
     left = [entry for entry in entries(home) if not here(entry) or not procs.alive(entry.node)]
     mine = [entry for entry in left if here(entry)]
-    ended = _end(mine, home, seconds)
+    with procs.urgent():
+        ended = _end(mine, home, seconds)
     alive = {one.id for one in ended if not one.gone}
     for entry in left:
         if entry.id in alive or (entry not in mine and entry.boot == procs.boot_id()):
@@ -258,11 +259,13 @@ class _Target:
 
 def strike(entry: Entry) -> None:
     """End every process of a boundary, now; does not wait."""
-    target = _Target(entry)
-    try:
-        target.strike()
-    finally:
-        target.close()
+    with procs.urgent():
+        _end_group(entry)
+        target = _Target(entry)
+        try:
+            target.strike()
+        finally:
+            target.close()
 
 
 def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
@@ -271,6 +274,8 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
     try:
         with procs.urgent():
             without = [entry for entry in entries if entry.init is None]
+            for entry in without:
+                _end_group(entry)
             found = search(without) if without else {}
             for entry in entries:
                 targets.append(_Target(entry, found.get(entry.id)))
@@ -290,6 +295,13 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
     finally:
         for target in targets:
             target.close()
+
+
+def _end_group(entry: Entry) -> None:
+    """Where no namespace ends all of it, its control group comes before any search: what forks without end lets nobody
+    read its environment for as long as it does not get the processor."""
+    if entry.init is None:
+        cgroup.kill_all(tuple(map(Path, entry.cgroups)))
 
 
 def _linger(targets: list[_Target]) -> None:
@@ -343,11 +355,13 @@ def _open(entry: Entry, pids: list[int]) -> list[int]:
 def end_stragglers(entry: Entry) -> None:
     """End what carries a boundary's mark or is in its cgroup, until nothing is found."""
     for _ in range(64):
-        fds = stragglers(entry)
+        with procs.urgent():
+            _end_group(entry)
+            fds = stragglers(entry)
+            for fd in fds:
+                procs.send_kill(fd)
         if not fds:
             return
-        for fd in fds:
-            procs.send_kill(fd)
         procs.wait_gone(fds, 1.0)
         for fd in fds:
             os.close(fd)
