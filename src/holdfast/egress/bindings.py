@@ -20,6 +20,8 @@ from holdfast.policy.patterns import fits, is_pattern
 
 KINDS = ("header:NAME", "query:NAME", "basic", "bearer", "sigv4", "oauth", "postgres")
 """How a secret is added."""
+POSTGRES = 5432
+"""The port of a database that names none."""
 SHORTEST, LONGEST = 8, 8192
 """Bytes of a secret. A shorter one could not be told from ordinary text when it comes back."""
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
@@ -72,7 +74,8 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Whether a request of an agent that it is for goes where the secret may go."""
         name, port = _split(self.host)
         return (
-            head.port == (port or PORTS.get(head.scheme))
+            head.port == (port or PORTS.get(head.scheme, POSTGRES))
+            and (head.scheme == "postgres") == (self.kind == "postgres")
             and _same(name, head.host)
             and (not self.methods or head.method in self.methods)
             and (not self.path or fits(self.path, head.path))
@@ -227,9 +230,7 @@ def pick(held: Iterable[tuple[str, Binding]], head: RequestHead) -> str | None:
     Raises:
         Refused: two bindings are equally specific.
     """
-    ranked = sorted(
-        ((bound.rank(), name) for name, bound in held if bound.kind != "postgres" and bound.covers(head)), reverse=True
-    )
+    ranked = sorted(((bound.rank(), name) for name, bound in held if bound.covers(head)), reverse=True)
     if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
         names = " and ".join(sorted(name for rank, name in ranked if rank == ranked[0][0]))
         raise Refused(

@@ -66,10 +66,7 @@ class Credentials:
         Raises:
             Refused: a credential is bound to it and cannot be had or sent, or two are bound alike.
         """
-        try:
-            held = self._held()
-        except StoreError as error:
-            raise Refused(f"the secrets cannot be read: {error}", kind="credential", status=503) from None
+        held = self._held()
         name = pick(((one.name, one.binding) for one in held.values()), head)
         dressed, secret = _without_placeholders(head), name is not None
         if name is not None:
@@ -86,19 +83,39 @@ class Credentials:
         """The name of the secret that a request would get; empty: none.
 
         Raises:
-            Refused: two are bound to it alike.
-            StoreError: the secrets cannot be read.
+            Refused: two are bound to it alike, or the secrets cannot be read.
         """
         return pick(((one.name, one.binding) for one in self._held().values()), head) or ""
 
+    def login(self, head: RequestHead) -> tuple[str, str]:
+        """User and password for a session with a database: ``head`` has the scheme ``postgres`` and, as its path, the
+        database.
+
+        Raises:
+            Refused: no secret is bound to it, or two are bound alike.
+        """
+        held = self._held()
+        name = pick(((one.name, one.binding) for one in held.values()), head)
+        if name is None:
+            raise Refused(
+                f"no secret is bound to the database {head.path[1:]} at {head.host}. Set one with "
+                "`holdfast secrets set NAME --host HOST --as postgres`.",
+                kind="credential",
+                rule="secrets:none",
+            )
+        self._remember(*held[name].sensitive())
+        user, _, password = held[name].value.decode().partition(":")
+        return user, password
+
     async def scrubber(self) -> Secrets:
         """What takes this agent's secrets out of anything else that it may see: errors, logs, records."""
-        return await self._scrubber(
-            {one.name: one for one in self._vault.current() if for_agent(one.binding, self._agent)}
-        )
+        return await self._scrubber(self._held())
 
     def _held(self) -> dict[str, Held]:
-        return {one.name: one for one in self._vault.current() if for_agent(one.binding, self._agent)}
+        try:
+            return {one.name: one for one in self._vault.current() if for_agent(one.binding, self._agent)}
+        except StoreError as error:
+            raise Refused(f"the secrets cannot be read: {error}", kind="credential", status=503) from None
 
     async def _add(self, one: Held, head: RequestHead, body: Body) -> RequestHead:
         bound = one.binding

@@ -14,6 +14,7 @@ import secrets
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -30,6 +31,8 @@ KEPT = frozenset(
     {"application_name", "client_encoding", "DateStyle", "TimeZone", "extra_float_digits", "IntervalStyle"}
 )
 """Parameters of a client's startup that go on, beside the database."""
+Login = Callable[[RequestHead], tuple[str, str]]
+"""User and password for a session (:meth:`holdfast.egress.credentials.Credentials.login`)."""
 PASSED = frozenset({b"D", b"H", b"X", b"c", b"d", b"f"})
 """Messages of a client that run nothing."""
 _TRANSACTION = re.compile(
@@ -56,15 +59,12 @@ class Running(msgspec.Struct, kw_only=True):
 class PgProxy:
     """The sessions of one agent with one database."""
 
-    def __init__(
-        self, door: Door, guard: Guard, host: str, port: int, user: str, password: str, *, dial: Dial = dial
-    ) -> None:
+    def __init__(self, door: Door, guard: Guard, host: str, port: int, login: Login, *, dial: Dial = dial) -> None:
         self._door = door
         self._guard = guard
         self._host = host
         self._port = port
-        self._user = user
-        self._password = password
+        self._login = login
         self._dial = dial
         self._keys: set[bytes] = set()
 
@@ -106,9 +106,9 @@ class PgProxy:
             raise Refused(f"{go.reason} (rule {go.rule})", kind=go.type, rule=go.rule)
         await self._door.before_dial(go.ticket)
         parameters = {name: value for name, value in asked.items() if name in KEPT} | {"database": database}
-        server = await connect(
-            self._host, self._port, self._user, self._password, parameters, self._guard, dial=self._dial
-        )
+        # Asked for each session, so that a rotation counts from the next one on.
+        user, password = self._login(self._head(database, "CONNECT", b""))
+        server = await connect(self._host, self._port, user, password, parameters, self._guard, dial=self._dial)
         self._keys.add(server.key)
         try:
             writer.write(message(b"R", b"\0\0\0\0") + server.hello)
@@ -128,7 +128,15 @@ class PgProxy:
         writer.close()
 
     async def _ask(self, database: str, method: str, body: bytes) -> Go | Deny:
-        head = RequestHead(
+        head = self._head(database, method, body)
+
+        async def resolve() -> tuple[str, ...]:
+            return await self._guard.addresses(self._host, self._port)
+
+        return await self._door.decide(Request(head=head, body=Body(data=body, decoded=body), resolve=resolve))
+
+    def _head(self, database: str, method: str, body: bytes) -> RequestHead:
+        return RequestHead(
             method=method,
             scheme="postgres",
             host=self._host,
@@ -137,11 +145,6 @@ class PgProxy:
             headers=((b"content-type", b"application/json"),) if body else (),
             length=len(body),
         )
-
-        async def resolve() -> tuple[str, ...]:
-            return await self._guard.addresses(self._host, self._port)
-
-        return await self._door.decide(Request(head=head, body=Body(data=body, decoded=body), resolve=resolve))
 
     async def statement(self, database: str, sql: str, values: list[str | None]) -> Go | Deny:
         """Take one statement through the door."""

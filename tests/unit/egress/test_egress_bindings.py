@@ -141,6 +141,9 @@ class TestPick:
         held = [("one", binding("bearer", "api.example.com")), ("db", binding("postgres", "db.example.com"))]
         assert pick(held, head("https://other.example.com/v1/things")) is None
         assert pick(held, head("https://db.example.com/")) is None
+        database = RequestHead(method="CONNECT", scheme="postgres", host="db.example.com", port=5432, path="/books")
+        assert pick(held, database) == "db"
+        assert pick([("one", binding("bearer", "db.example.com:5432"))], database) is None
 
 
 class TestValues:

@@ -83,7 +83,7 @@ class Boundary:
         async def dial(address: str, port: int) -> Any:
             return await asyncio.open_unix_connection(str(folder / ".s.PGSQL.5432"))
 
-        self.proxy = PgProxy(door, LoopbackGuard(), "localhost", 5432, user, password, dial=dial)
+        self.proxy = PgProxy(door, LoopbackGuard(), "localhost", 5432, lambda head: (user, password), dial=dial)
 
         async def start() -> asyncio.Server:
             return await asyncio.start_server(self.proxy.serve, "127.0.0.1", 0)

@@ -167,6 +167,14 @@ class TestInjection:
         assert dressed.scrub is not None
         assert dressed.scrub.feed(KEY.encode() + b" quite-another-token ") == MARK + b" " + MARK + b" "
 
+    def test_the_login_of_a_database(self, store: SqlStore) -> None:
+        put(store, "db", "postgres", "app:correct-horse", host="db.example.com", path="/books")
+        books = RequestHead(method="CONNECT", scheme="postgres", host="db.example.com", port=5432, path="/books")
+        other = RequestHead(method="CONNECT", scheme="postgres", host="db.example.com", port=5432, path="/salaries")
+        assert credentials(store).login(books) == ("app", "correct-horse")
+        with pytest.raises(Refused, match="no secret is bound to the database salaries"):
+            credentials(store).login(other)
+
 
 class TestWhereNothingIsSent:
     @pytest.fixture(autouse=True)
