@@ -14,7 +14,7 @@ from holdfast.journal.rows import StreamRow
 
 STREAM = (
     "stream, tenant, region, kind, agent, workflow, root, parent, depth, principal, auth, deployment, created_at, "
-    "status, epoch, owner, seq, head, tail, ready_at, replay_from"
+    "status, epoch, owner, seq, head, tail, ready_at, replay_from, asking"
 )
 LEDGER = "key, kind, reserved, settled, ceiling, tat, holders"
 INBOX = "tenant, stream, kind, data, key_id, ciphertext, principal, auth, at"
@@ -114,6 +114,22 @@ def stream_line(row: StreamRow) -> tuple[Any, ...]:
         row.tail,
         row.ready_at,
         row.replay_from,
+        row.asking,
+    )
+
+
+def stream_change(row: StreamRow) -> tuple[Any, ...]:
+    """What a transaction may change of a stream's row, and the stream."""
+    return (
+        row.status,
+        row.owner,
+        row.seq,
+        row.head,
+        row.tail,
+        row.ready_at,
+        row.replay_from,
+        row.asking,
+        row.header.stream,
     )
 
 

@@ -19,6 +19,7 @@ from holdfast.journal.columns import (
     STREAM,
     ledger_line,
     ledger_row,
+    stream_change,
     stream_line,
     stream_row,
 )
@@ -202,12 +203,9 @@ def send(run: psycopg.Cursor[Any], step: Transaction, rows: Loaded) -> None:
         [(row.seq, row.head, row.tail, name) for name, row in step.touched.items()],
     )
     many(
-        "UPDATE streams SET status = %s, owner = %s, seq = %s, head = %s, tail = %s, ready_at = %s, replay_from = %s "
-        "WHERE stream = %s",
-        [
-            (row.status, row.owner, row.seq, row.head, row.tail, row.ready_at, row.replay_from, name)
-            for name, row in step.moved.items()
-        ],
+        "UPDATE streams SET status = %s, owner = %s, seq = %s, head = %s, tail = %s, ready_at = %s, replay_from = %s, "
+        "asking = %s WHERE stream = %s",
+        [stream_change(row) for row in step.moved.values()],
     )
     many(
         "UPDATE tenants SET log_size = %s, frontier = %s WHERE name = %s",

@@ -94,6 +94,14 @@ class Reader(ABC):
             params.append(limit)
         return [stream_row(row).state() for row in self._query(sql, params)]
 
+    def asking(self) -> list[StreamState]:
+        """Suspended streams that wait for somebody's approval or answer, newest first."""
+        rows = self._query(
+            f"SELECT {STREAM} FROM streams WHERE asking = 1 AND status = 'suspended' "  # noqa: S608
+            "ORDER BY created_at DESC, stream DESC"
+        )
+        return [stream_row(row).state() for row in rows]
+
     def events(self, stream: str, *, start: int = 1) -> list[Event]:
         """A stream's events from sequence number ``start`` on.
 

@@ -16,7 +16,7 @@ FINAL = frozenset({"completed", "failed", "denied", "terminated", "killed", "ref
 class StreamRow:
     """A stream's row. Changed in place once an append is accepted; dropped when its commit fails."""
 
-    __slots__ = ("epoch", "head", "header", "owner", "ready_at", "replay_from", "seq", "status", "tail")
+    __slots__ = ("asking", "epoch", "head", "header", "owner", "ready_at", "replay_from", "seq", "status", "tail")
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class StreamRow:
         tail: int = -1,
         ready_at: int | None = None,
         replay_from: int = 1,
+        asking: int = 0,
     ) -> None:
         self.header = header
         self.status = status
@@ -39,6 +40,7 @@ class StreamRow:
         self.tail = tail
         self.ready_at = ready_at
         self.replay_from = replay_from
+        self.asking = asking
 
     def state(self) -> StreamState:
         """What readers see of it."""

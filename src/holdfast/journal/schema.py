@@ -115,6 +115,13 @@ streams = Table(
     _number("tail"),
     Column("ready_at", BigInteger(), nullable=True),
     _number("replay_from"),
+    _number("asking"),
+    Index(
+        "ix_streams_asking",
+        "created_at",
+        sqlite_where=text("asking = 1 AND status = 'suspended'"),
+        postgresql_where=text("asking = 1 AND status = 'suspended'"),
+    ),
     Index("ix_streams_created", "created_at"),
     Index("ix_streams_status", "status", "created_at"),
     Index(

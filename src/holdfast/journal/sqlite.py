@@ -25,6 +25,7 @@ from holdfast.journal.columns import (
     STREAM,
     ledger_line,
     ledger_row,
+    stream_change,
     stream_line,
     stream_row,
 )
@@ -55,8 +56,8 @@ _INSERT_INBOX = f"INSERT INTO inbox ({INBOX}) VALUES ({_marks(INBOX)})"  # noqa:
 _PUT_LEDGER = f"INSERT OR REPLACE INTO ledger ({LEDGER}) VALUES ({_marks(LEDGER)})"  # noqa: S608
 _TOUCH_STREAM = "UPDATE streams SET seq = ?, head = ?, tail = ? WHERE stream = ?"
 _MOVE_STREAM = (
-    "UPDATE streams SET status = ?, owner = ?, seq = ?, head = ?, tail = ?, ready_at = ?, replay_from = ? "
-    "WHERE stream = ?"
+    "UPDATE streams SET status = ?, owner = ?, seq = ?, head = ?, tail = ?, ready_at = ?, replay_from = ?, "
+    "asking = ? WHERE stream = ?"
 )
 _SELECT_STREAM = f"SELECT {STREAM} FROM streams WHERE stream = ?"  # noqa: S608
 _SELECT_LEDGER = f"SELECT {LEDGER} FROM ledger WHERE key = ?"  # noqa: S608
@@ -203,13 +204,7 @@ class SqliteStore(SqlStore):
         if step.touched:
             many(_TOUCH_STREAM, [(row.seq, row.head, row.tail, name) for name, row in step.touched.items()])
         if step.moved:
-            many(
-                _MOVE_STREAM,
-                [
-                    (row.status, row.owner, row.seq, row.head, row.tail, row.ready_at, row.replay_from, name)
-                    for name, row in step.moved.items()
-                ],
-            )
+            many(_MOVE_STREAM, map(stream_change, step.moved.values()))
         many(
             "UPDATE tenants SET log_size = ?, frontier = ? WHERE name = ?",
             [(row.size, row.frontier, name) for name, row in step.tenants.items() if name not in step.new_tenants],

@@ -376,6 +376,8 @@ class Transaction:
             row.ready_at = patch.ready_at
         if patch.release:
             row.owner = ""
+        if patch.asking is not None:
+            row.asking = int(patch.asking)
         if row.status in FINAL:
             row.ready_at = None
         elif (patch.set_ready or patch.release) and self._unseen(row, patch.seen):

@@ -190,7 +190,8 @@ class Driver:
             Stop: such a kill ends the run.
         """
         run = self.run
-        patch = Patch(status=status, ready_at=ready_at, set_ready=True, release=True)
+        asking = any(record.wait is not None and record.wait.approval for record in run.state.waiting())
+        patch = Patch(status=status, ready_at=ready_at, set_ready=True, release=True, asking=asking)
         while True:
             generation = run.control.generation
             kill = run.control.standing(run.facts({}, None, None))

@@ -106,11 +106,8 @@ def rows(store: Store, limit: int | None) -> list[RunRow]:
 
 def approvals(store: Store) -> list[ApprovalView]:
     """Requests for approval and questions that are open, newest run first."""
-    found: list[ApprovalView] = []
-    for status in ("suspended", "running"):
-        for stream in store.streams(kind=StreamKind.RUN, status=status):
-            found += _approvals(store, state_of(store, stream))
-    return found
+    streams = [*store.asking(), *store.streams(kind=StreamKind.RUN, status="running")]
+    return [view for stream in streams for view in _approvals(store, state_of(store, stream))]
 
 
 def _approvals(store: Store, state: RunState) -> list[ApprovalView]:

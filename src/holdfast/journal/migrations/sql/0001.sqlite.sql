@@ -154,9 +154,12 @@ CREATE TABLE streams (
   tail BIGINT NOT NULL,
   ready_at BIGINT,
   replay_from BIGINT NOT NULL,
+  asking BIGINT NOT NULL,
   PRIMARY KEY (stream)
 )
  WITHOUT ROWID;
+
+CREATE INDEX ix_streams_asking ON streams (created_at) WHERE asking = 1 AND status = 'suspended';
 
 CREATE INDEX ix_streams_created ON streams (created_at);
 
