@@ -8,7 +8,7 @@ import msgspec
 
 from holdfast.action import Action, Outcome
 from holdfast.journal.event import Kind
-from holdfast.node.content import handed
+from holdfast.node.content import handed, read_ahead
 from holdfast.node.finish import finish
 from holdfast.node.run import Place, Run, Stop
 from holdfast.values import dump, load
@@ -27,6 +27,7 @@ async def complete(run: Run, value: bytes, measured: dict[str, Any]) -> Stop | N
     action = Action(kind="output", name=run.header.workflow, id="output", args={"value": load(value)})
     # Not among the workflow's own calls: a replay does not ask for it.
     at = Place("output", "output", 0)
+    await read_ahead(run, "output", action.args, len(value))
     while True:
         passage = await run.decide(action, at, value)
         verdict = passage.verdict

@@ -7,6 +7,8 @@ payload ``result``, as ever. What was done stays done, so nobody can be asked an
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import msgspec
@@ -15,9 +17,10 @@ from holdfast.action import Action, Ended, Facts, Outcome, Price, Redaction, Ver
 from holdfast.errors import DeniedError, TerminatedError
 from holdfast.journal.event import Kind
 from holdfast.node.run import Run, Stop
-from holdfast.policy import redact
+from holdfast.policy import redact, scan
 from holdfast.policy.decide import decide_after, decide_during
 from holdfast.policy.pseudonyms import Pseudonyms
+from holdfast.policy.scan import LARGE
 
 LAG = 512
 """Characters of a stream that are held back while more may come: what straddles two pieces is seen as a whole."""
@@ -27,6 +30,14 @@ long stream is not read over and over."""
 
 LONGEST_TOKEN = 64
 """Characters of a pseudonym, at most."""
+
+
+async def read_ahead(run: Run, gate: str, value: Any, size: int) -> None:
+    """Look into a large value in a thread, where some rule will: the node's other runs go on meanwhile."""
+    if size > LARGE and (run.bundle.reads(gate) or run.bundle.flows):
+        with contextlib.suppress(Exception):
+            # What goes wrong goes wrong again when a rule looks, and denies there.
+            await asyncio.to_thread(scan.read_ahead, value)
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):

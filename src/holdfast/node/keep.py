@@ -19,7 +19,7 @@ from holdfast.journal.event import Kind
 from holdfast.journal.fold import Record
 from holdfast.node.artefacts import MAX_FILES, Artefacts, Gathered
 from holdfast.node.balance import balance
-from holdfast.node.content import handed
+from holdfast.node.content import handed, read_ahead
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.labels import keep, kept
 from holdfast.node.run import Place, idempotency_key
@@ -168,6 +168,8 @@ async def _memory(
         digest=sha,
     )
 
+    await read_ahead(run, "memory", action.args, len(value))
+
     def writes(verdict: Verdict) -> tuple[MemoryWrite, ...]:
         left = handed(action.args, verdict)
         entry = keep(dump(left["value"]), run.beyond.labels.leaving(tenant, run.header.region)) if written else None
@@ -226,6 +228,8 @@ async def _file(
     args: dict[str, Any] = {"name": message.name, "size": len(data)}
     if writes and run.bundle.reads("file"):
         args["content"] = shown(data)
+
+    await read_ahead(run, "file", args, len(data))
 
     def written(verdict: Verdict) -> tuple[dict[str, Any], dict[str, bytes]]:
         left = handed(args, verdict)

@@ -16,7 +16,7 @@ from holdfast.journal.fold import Record
 from holdfast.llm.base import LLMFailure, LLMRequest, LLMResponse, Turn, Usage
 from holdfast.llm.prices import estimate_request
 from holdfast.llm.router import Route
-from holdfast.node.content import Cut, Judged, Window, look_after
+from holdfast.node.content import Cut, Judged, Window, look_after, read_ahead
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.run import Place, Run, idempotency_key
 from holdfast.node.steps import backoff_us
@@ -121,6 +121,7 @@ async def _call(inc: Incarnation, message: wire.Llm, place: Place, record: Recor
     price = llm.price(route, estimate_request(message.operation, request))
     while True:
         action = _action(message, place, request, route, data, attempt)
+        await read_ahead(run, "llm", action.args, len(data))
         passage = await run.gate(action, place, data, key=key, price=price, streams=inc.prefix(), redacts=True)
         if passage.written is None:
             inc.denied(message.id, passage)

@@ -11,7 +11,7 @@ from holdfast.errors import PayloadError, ProtocolError, StepError, StepTimeout
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
 from holdfast.node.connector_process import ConnectorFailure
-from holdfast.node.content import Judged, look_after
+from holdfast.node.content import Judged, look_after, read_ahead
 from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.labels import sources
 from holdfast.node.run import Place, Run, doubt, idempotency_key
@@ -76,6 +76,7 @@ async def perform(
     last = action.attempt + retry.attempts - 1
     asked, own = message.timeout_us, connector.timeout
     timeout = min(asked, own) if asked and own else asked or own
+    await read_ahead(run, "tool", action.args, len(data))
     while True:
         passage = await run.gate(action, place, data, key=key, undo=connector.undo, streams=inc.prefix(), redacts=True)
         if passage.written is None:
@@ -93,6 +94,7 @@ async def perform(
             return
         outcome: dict[str, object] = {"id": place.id, "status": "ok"}
         ended = Ended(value=load(value))
+        await read_ahead(run, "tool", ended.value, len(value))
         outcome |= run.beyond.read(action, ended.value)
         judged = look_after(run, action, ended)
         outcome |= run.beyond.labels.take(action, ended, sources(message.name, connector))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import sys
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -332,3 +333,43 @@ def test_code_is_found_within_what_surrounds_it(wrap: str) -> None:
     code = base64.b64encode(f"pay with {CARD} please.".encode()).decode().rstrip("=")
     assert kinds(wrap.format(code)) == ["CREDIT_CARD"]
     assert "CREDIT_CARD" in {one.type for reading in readings(wrap.format(code)) for one in scan(reading).findings}
+
+
+HOSTILE = {
+    "digits": "0123456789",
+    "digits in twos": "12 ",
+    "groups of four": "4111 ",
+    "groups of three": "455-",
+    "one digit each": "4 ",
+    "cards": "4111 1111 1111 1111 ",
+    "phones": "+49 30 901820 ",
+    "letters of a code": "QUJD",
+    "percent": "%41",
+    "addresses": "a@b.c ",
+    "colons": "1:2:",
+    "passwords": "password: ",
+    "hidden": "4\u200b1",
+}
+
+
+@pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE)
+def test_the_work_grows_with_the_text_and_no_faster(piece: str) -> None:
+    """Counted in calls of Python functions, not in time: twice the text, at most two and a half times the work."""
+
+    def work(size: int) -> int:
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        text = piece * (size // len(piece))
+        sys.setprofile(count)
+        try:
+            scan(text)
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    work(1_000)
+    assert work(16_000) <= 2.5 * work(8_000) + 200

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from holdfast.policy.detect.found import Found
 
-_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+_PLAIN = bytes.maketrans(b"0123456789", bytes(range(10)))
+_DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
 _GROUPS = re.compile(r"\d+")
 _CONTEXT = re.compile(
     r"(?i)\b(?:card|cc|credit|debit|visa|master ?card|amex|american express|maestro|discover|jcb|diners|pan|karte|"
@@ -49,11 +50,8 @@ _REACH = 64
 
 def luhn(digits: str) -> bool:
     """Whether the last digit is the check digit of the others (ISO/IEC 7812-1, annex B)."""
-    total = 0
-    for index, digit in enumerate(reversed(digits)):
-        value = ord(digit) - 48
-        total += _DOUBLED[value] if index & 1 else value
-    return total % 10 == 0
+    data = digits.encode()
+    return (sum(data[-1::-2].translate(_PLAIN)) + sum(data[-2::-2].translate(_DOUBLED))) % 10 == 0
 
 
 def issuer(digits: str) -> float:
@@ -77,10 +75,13 @@ def cards(text: str, start: int, end: int) -> Iterator[Found]:
             # Single digits in a row are one number from the first on: a table of them is not tried anew at each.
             index += 1
             continue
+        if text[groups[index][0]] not in _FIRST:
+            index += 1
+            continue
         best = None
         for last in _ends(text, groups, index):
             digits = "".join(text[a:b] for a, b in groups[index : last + 1])
-            if digits[0] not in _FIRST or not luhn(digits) or _inside_word(text, groups[index][0], groups[last][1]):
+            if not luhn(digits) or _inside_word(text, groups[index][0], groups[last][1]):
                 continue
             if context is None:
                 context = _CONTEXT.search(text, max(0, start - _REACH), min(len(text), end + 24)) is not None

@@ -39,6 +39,7 @@ _REACH = 48
 def phones(text: str, start: int, end: int, taken: list[Found]) -> Iterator[Found]:
     """Telephone numbers within a run of digits and separators, beside what is something else already."""
     at = start
+    busy = _merged(taken)
     while at < end:
         match = _CANDIDATE.search(text, at, min(len(text), end + 14))
         if match is None or match.start() >= end:
@@ -54,14 +55,29 @@ def phones(text: str, start: int, end: int, taken: list[Found]) -> Iterator[Foun
         piece = text[first:last]
         first += len(piece) - len(piece.lstrip(" .-/"))
         last = first + len(piece.strip(" .-/"))
-        if last - first < 7 or any(one.start < last and first < one.end for one in taken):
+        while busy and busy[-1][1] <= first:
+            busy.pop()
+        if last - first < 7 or (busy and busy[-1][0] < last):
             continue
-        confidence = _weigh(text, first, last)
+        # Within the run there are no words: what stands deep in it has none near.
+        confidence = _weigh(text, first, last, words=first - start < _REACH)
         if confidence:
             yield Found("PHONE_NUMBER", first, last, confidence)
 
 
-def _weigh(text: str, start: int, end: int) -> float:
+def _merged(taken: list[Found]) -> list[tuple[int, int]]:
+    """What is taken, as stretches that do not overlap, the last one first."""
+    found: list[tuple[int, int]] = []
+    for one in sorted(taken, key=lambda one: one.start):
+        if found and one.start < found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], one.end))
+        else:
+            found.append((one.start, one.end))
+    found.reverse()
+    return found
+
+
+def _weigh(text: str, start: int, end: int, *, words: bool = True) -> float:
     whole = text[start:end]
     piece = re.split(r"(?i)\s?(?:x|e)", whole, maxsplit=1)[0]
     groups = re.findall(r"\d+", piece)
@@ -71,7 +87,7 @@ def _weigh(text: str, start: int, end: int) -> float:
         return 0.0
     if text[start - 1 : start] in {"$", "€", "£", "#", "¥"}:
         return 0.0
-    near = _near(text, start) or int(_AFTER.match(text, end) is not None)
+    near = (_near(text, start) if words else 0) or int(_AFTER.match(text, end) is not None)
     if piece.startswith("+"):
         return _international(piece, near)
     if _NANP.fullmatch(piece):
