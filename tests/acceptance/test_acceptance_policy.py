@@ -260,6 +260,8 @@ def test_rate_limit_throttles_and_denies(place: Any) -> None:
     """
     view = start(place, "tools", {"names": ["pay", "report_read", "pay"]}, slow)
     assert view.output == [{"paid": 1}, "read", {"paid": 1}]
+    throttled = [event.data["action"]["id"] for event in place.events(view.run_id, "verdict")]
+    assert len(throttled) == len(set(throttled)), "one event an action, however often it was tried"
     with place.service() as service:
         (row,) = service.store.ledger("rate_limit")
     began = place.events(view.run_id, "intent")[0].at

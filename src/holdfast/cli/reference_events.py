@@ -14,7 +14,7 @@ MEANING = {
     Kind.RUN_STARTED: "A worker process started in a boundary of its own; what holds it is recorded.",
     Kind.INTENT: "An action was decided and may happen now. Durable before its effect leaves.",
     Kind.OUTCOME: "What came of an action. Durable before anything that depends on it leaves.",
-    Kind.VERDICT: "An action was decided and did not happen.",
+    Kind.VERDICT: "An action was decided and did not happen; one that is throttled is decided again, once on record.",
     Kind.ATTEMPT_FAILED: "An attempt failed; another one follows.",
     Kind.WAIT: "The run waits for a person, a signal, a timer or a child.",
     Kind.INBOX: "An answer, a signal, a child's end or a repair reached the run.",
@@ -84,5 +84,6 @@ def events(generated: str) -> str:
 
 def data_of_kinds() -> dict[str, str]:
     """What ``data`` of each kind holds, as the fold that reads it describes it."""
-    rows = re.findall(r"^(\w[\w.]*)  +(\S.*)$", fold.__doc__ or "", re.MULTILINE)
+    said = f"{fold.__doc__}\n{glass.__doc__}"
+    rows = re.findall(r"^(\w[\w.]*)  +(\S.*)$", said, re.MULTILINE)
     return {kind: re.sub(r":class:`[\w.]*?(\w+)`", r"\1", text).replace("``", "`") for kind, text in rows}

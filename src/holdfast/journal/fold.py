@@ -7,14 +7,15 @@ goes on. What ``data`` of each kind holds:
 run.created        agent, workflow, target, deployment, bundle, isolation, parent, forked_from; payload ``input``
 run.started        incarnation, held (:class:`holdfast.sandbox.base.Held`)
 intent             action, facts, verdict, parent, place, key, undo, past; payload ``args``
-verdict            the same: it led to no intent (denied)
+verdict            the same: it led to no intent (denied); with retry_at (throttled) it is decided again then
 outcome            id, status (ok, fault), code, message, rule, cost, tokens, usage, effect; payload ``result``
 attempt.failed     id, attempt, code, message, retry_at, cost, tokens
 wait               action, parent, place, wait (its kind), wake_at, name, approval, spec; payload ``args``
 inbox              item, kind, id (of the record it answers), accepted, and what its kind carries; payload ``data``
 sample             action, parent, place; payload ``result``
 log                level, message, fields
-run.continued      counters, started_at, incarnation, signals, recent, files; payload ``input``
+bundle.pinned      bundle, rules (ids); of a run also was: it goes on under another bundle
+run.continued      bundle, counters, started_at, incarnation, signals, recent, files; payload ``input``
 run.in_doubt       id, name
 run.resolved       id, how
 run.diverged       id, expected, found
@@ -245,7 +246,9 @@ def apply(state: RunState, event: Event) -> None:
     elif kind == Kind.VERDICT:
         record = _record(state, event)
         verdict = _as(data["verdict"], Verdict)
-        record.state, record.code = "fault", "denied"
+        retry_at = data.get("retry_at", 0)
+        record.state, record.retry_at = ("retry", retry_at) if retry_at else ("fault", record.retry_at)
+        record.code = "throttled" if retry_at else "denied"
         record.message, record.rule, record.wait = verdict.reason, verdict.rule, None
     else:
         _life(state, event)

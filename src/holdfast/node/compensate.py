@@ -187,5 +187,7 @@ async def _gate(run: Run, action: Action, at: Place, args: bytes, key: str, kill
         pause = pause_us(passage.verdict)
         if passage.verdict.outcome is not Outcome.THROTTLE or waited + pause > THROTTLE_LIMIT_US:
             return passage
+        if not waited:
+            run.note_verdict(action, at, passage, args, key, retry_at=passage.facts.now + pause)
         waited += pause
         await asyncio.sleep(pause / 1e6)

@@ -296,6 +296,8 @@ class Run:
                 continue
             pause = pause_us(verdict)
             if verdict.outcome is Outcome.THROTTLE and waited + pause <= THROTTLE_LIMIT_US:
+                if not waited:
+                    self.note_verdict(action, at, passage, args, key, retry_at=passage.facts.now + pause)
                 waited += pause
                 await asyncio.sleep(pause / 1e6)
                 continue
@@ -317,10 +319,12 @@ class Run:
             raise self._terminated(passage)
         return passage
 
-    def note_verdict(self, action: Action, at: Place, passage: Passage, args: bytes, key: str = "") -> None:
-        """Record a verdict that led to no intent."""
+    def note_verdict(
+        self, action: Action, at: Place, passage: Passage, args: bytes, key: str = "", *, retry_at: int = 0
+    ) -> None:
+        """Record a verdict that led to no intent: for good, or with ``retry_at`` until it is decided again then."""
         stored = msgspec.structs.replace(action, args={})
-        data = {
+        data: dict[str, Any] = {
             "action": stored,
             "facts": passage.facts,
             "verdict": passage.verdict,
@@ -328,6 +332,8 @@ class Run:
             "place": at.place,
             "key": key,
         }
+        if retry_at:
+            data["retry_at"] = retry_at
         self.recorder.note(self.recorder.draft(Kind.VERDICT, data, {"args": args} if args else None))
 
     def _enter(self, action: Action, held: Past | None) -> None:

@@ -101,6 +101,19 @@ def test_calls_are_counted_by_kind_and_tools_by_name() -> None:
     assert state.children[""] == {0: "a.1", 1: "b.1", 2: "pay.1", 3: "pay.2", 4: "llm.chat.1", 5: "c.1"}
 
 
+def test_what_is_throttled_is_tried_again_and_what_is_denied_is_not() -> None:
+    action = Action(kind="step", name="a", id="a.1", digest="a.1")
+    verdict = Verdict(outcome=Outcome.THROTTLE, rule="slowly", reason="too soon")
+    data = {"action": action, "facts": Facts(now=AT), "verdict": verdict, "parent": "", "place": 0, "key": "k"}
+    stream = Stream()(Kind.VERDICT, {**data, "retry_at": AT + 7})
+    record = stream.state.records["a.1"]
+    assert (record.state, record.retry_at, record.attempt, record.rule) == ("retry", AT + 7, 0, "slowly")
+    assert stream.state.wake_at == AT + 7
+    assert stream.call("a.1").state.records["a.1"].state == "open"
+    denied = Stream()(Kind.VERDICT, data).state.records["a.1"]
+    assert (denied.state, denied.code) == ("fault", "denied")
+
+
 def test_a_failed_attempt_keeps_what_its_calls_achieved_and_tries_what_failed_again() -> None:
     stream = Stream().call("a.1").call("a.1/in.1").ok("a.1/in.1").call("a.1/in.2", place=1).fault("a.1/in.2")
     stream(Kind.ATTEMPT_FAILED, FAILED)
