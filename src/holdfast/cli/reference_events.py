@@ -6,6 +6,7 @@ import re
 
 from holdfast.journal import event, fold
 from holdfast.journal.event import Kind
+from holdfast.policy import glass
 
 MEANING = {
     Kind.RUN_CREATED: "A run was accepted: its target, input, deployment and policy bundle are pinned.",

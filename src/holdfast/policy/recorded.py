@@ -99,8 +99,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     """``tool wire_transfer``."""
     effect: str
-    """denied, asked, delayed, allowed (the record refused it), unasked (the record asked people), redacted, warned or
-    lowered (the output limit)."""
+    """denied, asked, delayed, allowed (the record refused it), unasked (the record asked people), sooner (the record
+    delayed it), redacted, warned or lowered (the output limit)."""
     was: str
     now: str
     rule: str

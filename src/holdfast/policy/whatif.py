@@ -257,8 +257,8 @@ class Replay:
                 delta.minutes += self._minutes * (now.approval.quorum if now.approval is not None else 1)
                 line.asked.add(action.id)
             delta.spent += _worst(item, now)
-        elif effect == "delayed":
-            delta.delayed += 1
+        elif effect in ("delayed", "sooner"):
+            delta.delayed += 1 if effect == "delayed" else -1
         if effect != "denied":
             delta.redactions += more
         if not effect and more:
@@ -352,7 +352,9 @@ def _effect(was: Outcome, now: Outcome) -> str:
         return "asked"
     if was is Outcome.REQUIRE_APPROVAL:
         return "unasked"
-    return "delayed" if now is Outcome.THROTTLE else ""
+    if now is Outcome.THROTTLE:
+        return "delayed"
+    return "sooner" if was is Outcome.THROTTLE else ""
 
 
 def _recorded(op: Reservation, facts: Facts, refusals: Mapping[str, Refusal]) -> Refusal | None:
