@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := .venv-bench
+PROXIES := .venv-proxies
 
 .PHONY: setup demo test lint bench crash mutants admission docs clean
 
@@ -32,7 +33,14 @@ $(PEERS)/.installed: benchmarks/requirements.txt
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@
 
-bench: $(STAMP) $(PEERS)/.installed
+# mitmproxy pins old versions of what the other peers use, so it has an environment of its own.
+$(PROXIES)/.installed: benchmarks/requirements-proxies.txt
+	@command -v nginx >/dev/null || [ "$$(id -u)" -ne 0 ] || apt-get install -y -qq --no-install-recommends nginx-light >/dev/null
+	@test -x $(PROXIES)/bin/python || $(PYTHON) -m venv $(PROXIES)
+	@$(PROXIES)/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
+
+bench: $(STAMP) $(PEERS)/.installed $(PROXIES)/.installed
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 crash: $(STAMP)
@@ -54,4 +62,4 @@ docs: $(STAMP)
 	@$(BIN)/python -m holdfast.cli.reference docs/reference
 
 clean:
-	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	rm -rf $(VENV) $(PEERS) $(PROXIES) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

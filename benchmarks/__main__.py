@@ -17,6 +17,7 @@ NAMES = (
     "policy_decide",
     "policy_replay",
     "policy_scan",
+    "egress",
 )
 
 
