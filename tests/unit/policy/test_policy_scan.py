@@ -373,3 +373,24 @@ def test_the_work_grows_with_the_text_and_no_faster(piece: str) -> None:
 
     work(1_000)
     assert work(16_000) <= 2.5 * work(8_000) + 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "stretch"),
+    [
+        ("CREDIT_CARD", "card 4111  1111  1111  1111", "4111  1111  1111  1111"),
+        ("CREDIT_CARD", "visa 4111/1111/1111/1111", "4111/1111/1111/1111"),
+        ("CREDIT_CARD", "visa 4111\u20131111\u20131111\u20131111", "4111\u20131111\u20131111\u20131111"),
+        ("IBAN_CODE", "to DE89.3704.0044.0532.0130.00", "DE89.3704.0044.0532.0130.00"),
+        ("EMAIL_ADDRESS", "An Jörg.Müller@bücher.example.", "Jörg.Müller@bücher.example"),
+        ("EMAIL_ADDRESS", "邮箱anna@corp.example。", "anna@corp.example"),
+    ],
+)
+def test_spellings_of_many_places(kind: str, text: str, stretch: str) -> None:
+    found = [text[one.start : one.end] for one in scan(text).findings if one.type == kind]
+    assert found == [stretch]
+
+
+@pytest.mark.parametrize("text", ["card 4111  1111 1111-1111", "on 4111/11/11 at 11:11", "@bücher", "a@b.\u4e2d"])
+def test_what_only_looks_like_them(text: str) -> None:
+    assert not scan(text).findings

@@ -14,7 +14,8 @@ _CONTEXT = re.compile(
     r"(?i)\b(?:card|cc|credit|debit|visa|master ?card|amex|american express|maestro|discover|jcb|diners|pan|karte|"
     r"tarjeta|carte|carta|cart[aã]o|kort|atm|cvv|cvc|expir(?:y|es|ation))\b|卡"
 )
-_SEPARATORS = " -."
+_GAPS = frozenset((" ", "  ", "-", " - ", ".", "/", "\u2013"))
+"""What stands between the groups of a card number: the same throughout."""
 _BRANDS: tuple[tuple[int, int, int, frozenset[int], float], ...] = (
     # first six digits from, to, their width, lengths, confidence without any word near it
     (4, 4, 1, frozenset({16}), 0.9),
@@ -109,7 +110,7 @@ def _ends(text: str, groups: list[tuple[int, int]], first: int) -> Iterator[int]
     for index in range(first, len(groups)):
         if index > first:
             gap = text[groups[index - 1][1] : groups[index][0]]
-            if len(gap) != 1 or gap not in _SEPARATORS or (separator and gap != separator):
+            if gap not in _GAPS or (separator and gap != separator):
                 return
             separator = gap
         size += groups[index][1] - groups[index][0]

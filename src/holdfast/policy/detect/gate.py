@@ -14,11 +14,11 @@ EMAIL, IP4, NUMBER, IP6, IBAN, NAMED, BLOCK, KEYED, LABELLED, ESCAPED, TOKEN, OR
 """Kinds of triggers: numbers of the groups below."""
 
 _TRIGGERS = (
-    rb"@[A-Za-z0-9-]+\.[A-Za-z]",
+    rb"@[A-Za-z0-9\x80-\xff-]+\.[A-Za-z\x80-\xff]",
     rb"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d",
     rb"\d(?:[ .\-/()]{0,3}\d){6}",
     rb"(?:[0-9A-Fa-f]{1,4}:){4}|[0-9A-Fa-f]::[0-9A-Fa-f]|(?:^|[\s(\[])::[0-9A-Fa-f]",
-    rb"\b[A-Za-z]{2}\d{2}[ -]?[A-Za-z0-9]{4}",
+    rb"\b[A-Za-z]{2}\d{2}[ .-]?[A-Za-z0-9]{4}",
     rb"\b(?:A(?:KIA|SIA|BIA|CCA)[A-Z0-9]|gh[pousr]_|github_pat_|glpat-|xox[abeoprs]-|xapp-|[sr]k[-_][A-Za-z]|"
     rb"pk_live|eyJ[A-Za-z0-9]|AIza|ya29\.|npm_[A-Za-z0-9]{8}|hf_[A-Za-z0-9]{8}|SG\.[A-Za-z0-9]{6}|shp(?:at|ca|pa|ss)_|"
     rb"dop_v1_|pypi-[A-Za-z0-9]{6}|whsec_|AGE-SECRET|EAA[A-Za-z0-9]{12}|dckr_pat_|lin_api_|PMAK-|r8_[A-Za-z0-9]{8}|"

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 
 from holdfast.policy.detect.found import Found
 
-_LOCAL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\-]{1,64}$")
-_DOMAIN = re.compile(r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+# Letters of European alphabets count as well (RFC 6531); those of scripts without spaces would run into the text.
+_LETTERS = "A-Za-z0-9\u00c0-\u024f\u0370-\u03ff\u0400-\u04ff"
+_LOCAL = re.compile(rf"[{_LETTERS}.!#$%&'*+/=?^_`{{|}}~\-]{{1,64}}$")
+_DOMAIN = re.compile(
+    rf"@(?:[{_LETTERS}](?:[{_LETTERS}-]{{0,61}}[{_LETTERS}])?\.)+[{_LETTERS[:6]}{_LETTERS[9:]}]{{2,24}}(?![{_LETTERS}-])"
+)
 _IP4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _VERSION = re.compile(r"(?i)(?:\bv|version|release|build)[ :=]*$")
 _IP6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]{2,39}(?:(?<=:)(?:\d{1,3}\.){3}\d{1,3})?(?![\w:])")
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}(?![A-Za-z0-9])")
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?:[ .-]?[A-Za-z0-9]){11,30}(?![A-Za-z0-9])")
 _SSN = re.compile(r"(?<![\w-])(\d{3})([- ])(\d{2})\2(\d{4})(?![\w]|-\d)")
 _SSN_WORD = re.compile(r"(?i)\bssn\b|social security|soc\.? sec")
 _NINE = re.compile(r"(?<![\w-])(\d{3})(\d{2})(\d{4})(?![\w-])")
@@ -31,7 +35,7 @@ IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in _LENGTHS.split()}
 
 
 def emails(text: str, start: int, end: int) -> Iterator[Found]:
-    """An e-mail address (the common part of RFC 5322) whose ``@`` is at ``start``."""
+    """An e-mail address (the common part of RFC 5322 and RFC 6531) whose ``@`` is at ``start``."""
     domain = _DOMAIN.match(text, start, min(len(text), start + 255))
     local = _LOCAL.search(text[max(0, start - 64) : start])
     if domain is None or local is None:
