@@ -12,7 +12,7 @@ from holdfast import config
 from holdfast import settings_kinds as kinds
 from holdfast.cli import exits, reference
 from holdfast.journal.event import Kind
-from holdfast.policy import model, source
+from holdfast.policy import model, source, trial
 from holdfast.policy.categories import CATEGORIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +74,13 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "how-to").glob("*.md")), ids=lambda path: path.name)
-def test_what_the_how_tos_show_is_accepted(path: Path) -> None:
+def test_what_the_how_tos_show_is_accepted(path: Path, tmp_path: Path) -> None:
     for text in blocks(path, "yaml"):
+        if "\ntests:" in text:
+            tests = tmp_path / "tests.yaml"
+            tests.write_text(text)
+            assert trial.suite(tests).tests
+            continue
         assert model.examine(source.parse(text.encode(), path.name))[1] == []
     for text in blocks(path, "toml"):
         assert tomllib.loads(text)

@@ -38,7 +38,8 @@ FAMILIES = {
 
 def render() -> str:
     """The page, as Markdown."""
-    parts = [_INTRODUCTION, _policy(), _scope(), _conditions(), _outcomes(), _builtin(), _profiles(), _aliases()]
+    parts = [_INTRODUCTION, _policy(), _scope(), _conditions(), _outcomes(), _builtin(), _LAYERS]
+    parts += [_profiles(), _aliases()]
     for family, title in FAMILIES.items():
         parts.append(f"## {title}\n")
         parts += [_category(category) for category in CATEGORIES.values() if category.family == family]
@@ -232,6 +233,15 @@ the id of one of them takes its place when it is at least as strict; one that is
 would break. What a site must fill in itself is asked for by category. Profiles compose: all their rules apply. With
 `profile_level: warn` their rules are in shadow and what is loose or missing is only said, for a start. Control ids are
 the regimes'; the wording is ours. A profile helps to show compliance and does not make it.
+"""
+
+_LAYERS = """\
+## Layers
+
+Files belong to layers: organisation, tenant, agent, run. A lower layer may add rules and tighten those above it under the
+same id; it may not loosen one, unless that one says `loosened_by` with the layer's name. `egress_allowlist` and
+`break_glass` open something: only the layer on top may add the first rule of these, unless its file says `opened_by`, such
+as `opened_by: {egress_allowlist: [agent, run]}`, beside `policies`.
 """
 
 _ALIASES = """\
