@@ -238,10 +238,10 @@ the regimes'; the wording is ours. A profile helps to show compliance and does n
 _LAYERS = """\
 ## Layers
 
-Files belong to layers: organisation, tenant, agent, run. A lower layer may add rules and tighten those above it under the
-same id; it may not loosen one, unless that one says `loosened_by` with the layer's name. `egress_allowlist` and
-`break_glass` open something: only the layer on top may add the first rule of these, unless its file says `opened_by`, such
-as `opened_by: {egress_allowlist: [agent, run]}`, beside `policies`.
+Files belong to layers: organisation, tenant, agent, run. A lower layer may add rules and tighten those above it under
+the same id; it may not loosen one, unless that one says `loosened_by` with the layer's name. `egress_allowlist` and
+`break_glass` open something: only the layer on top may add the first rule of these, unless its file says `opened_by`,
+such as `opened_by: {egress_allowlist: [agent, run]}`, beside `policies`.
 """
 
 _ALIASES = """\
