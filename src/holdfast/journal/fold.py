@@ -4,15 +4,19 @@ The state of a run is the fold of its stream and nothing else; a node that takes
 goes on. What ``data`` of each kind holds:
 
 =================  ==================================================================================================
-run.created        agent, workflow, target, deployment, bundle, isolation, parent, forked_from; payload ``input``
-run.started        incarnation, held (:class:`holdfast.sandbox.base.Held`)
+run.created        agent, workflow, target, deployment, bundle, isolation, parent, forked_from, mandate (for whom it acts),
+                   labels; payload ``input``
+run.started        incarnation, held (:class:`holdfast.sandbox.base.Held`), labels
 intent             action, facts, verdict, parent, place, key, undo, past; payload ``args``
 verdict            the same: it led to no intent (denied); with retry_at (throttled) it is decided again then
-outcome            id, status (ok, fault), code, message, rule, cost, tokens, usage, effect; payload ``result``
+outcome            id, status (ok, fault), code, message, rule, cost, tokens, usage, effect, labels (new to the run),
+                   after (verdict and facts of the rules that looked at what came back), cut (where a stream was stopped);
+                   payloads ``result``, and ``received`` where that is not what came in
 attempt.failed     id, attempt, code, message, retry_at, cost, tokens
 wait               action, parent, place, wait (its kind), wake_at, name, approval, spec; payload ``args``
-inbox              item, kind, id (of the record it answers), accepted, and what its kind carries; payload ``data``
-sample             action, parent, place; payload ``result``
+inbox              item, kind, id (of the record it answers), accepted, labels, declassified (label, by, reason), and what
+                   its kind carries; payload ``data``
+sample             action, parent, place, labels; payload ``result``
 log                level, message, fields
 bundle.pinned      bundle, rules (ids); of a run also was: it goes on under another bundle
 run.continued      bundle, counters, started_at, incarnation, signals, recent, files; payload ``input``
