@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 import itertools
-import json
 import random
 import string
-import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -17,50 +14,9 @@ from hypothesis import strategies as st
 
 from holdfast.egress.scrub import MARK, SHORTEST, Secrets
 from holdfast.egress.spellings import ENCODINGS, follow, forms
+from holdfast.testing.reflect import SPELLINGS
 
 SECRET = 'sk-live_4f+Q/9aZ"x=7Kp2&Lm~é'
-
-
-def in_base64(alphabet: Callable[[bytes], bytes], before: int) -> Callable[[str], bytes]:
-    return lambda secret: alphabet(b"\xa7?>"[:before] + secret.encode() + b"\x00?\xff")
-
-
-def each(template: str) -> Callable[[str], bytes]:
-    """Every byte written by a template."""
-    return lambda secret: "".join(template.format(byte) for byte in secret.encode()).encode()
-
-
-SPELLINGS: dict[str, tuple[str, Callable[[str], bytes]]] = {
-    "as it is": ("plain", str.encode),
-    "in capitals": ("plain", lambda secret: secret.encode().upper()),
-    "percent, where needed": ("url", lambda secret: urllib.parse.quote(secret, safe="").encode()),
-    "percent, everything": ("url", each("%{:02X}")),
-    "percent, twice": ("url", lambda secret: urllib.parse.quote(urllib.parse.quote(secret, safe=""), safe="").encode()),
-    "a form": ("url", lambda secret: urllib.parse.quote_plus(secret).encode()),
-    "JSON": ("json", lambda secret: json.dumps(secret)[1:-1].encode()),
-    "JSON in JSON": ("json", lambda secret: json.dumps(json.dumps(secret)[1:-1])[1:-1].encode()),
-    "JSON, all escaped": ("json", lambda secret: "".join(f"\\u{ord(char):04x}" for char in secret).encode()),
-    "C escapes": ("json", each("\\x{:02x}")),
-    "HTML": ("html", lambda secret: html.escape(secret).encode("ascii", "xmlcharrefreplace")),
-    "HTML, all decimal": ("html", lambda secret: "".join(f"&#{ord(char)};" for char in secret).encode()),
-    "HTML, all hex": ("html", lambda secret: "".join(f"&#x{ord(char):04X};" for char in secret).encode()),
-    "quoted-printable": ("quoted-printable", each("={:02X}")),
-    "reversed": ("reversed", lambda secret: secret[::-1].encode()),
-    "hex": ("hex", lambda secret: secret.encode().hex().encode()),
-    "hex, capitals and colons": ("hex", lambda secret: secret.encode().hex(":").upper().encode()),
-    "a list of numbers": ("decimal", lambda secret: json.dumps(list(secret.encode())).encode()),
-    "a tight list of numbers": ("decimal", lambda secret: str(list(secret.encode())).replace(" ", "").encode()),
-    "UTF-16, little": ("utf-16", lambda secret: secret.encode("utf-16-le")),
-    "UTF-16, big": ("utf-16", lambda secret: secret.encode("utf-16-be")),
-    "base64 of its own": ("base64", lambda secret: base64.b64encode(secret.encode())),
-    "base64 with line breaks": ("base64", lambda secret: base64.encodebytes(b"x" * 50 + secret.encode())),
-    "base64 in a URL": ("base64", lambda secret: urllib.parse.quote(base64.b64encode(secret.encode())).encode()),
-} | {
-    f"base64{name}, {before} before": ("base64", in_base64(alphabet, before))
-    for name, alphabet in (("", base64.b64encode), ("url", base64.urlsafe_b64encode))
-    for before in range(3)
-}
-"""Name to the encoding that recognises it, and how it is written."""
 
 
 def spelt(name: str, secret: str) -> bytes:
