@@ -171,7 +171,10 @@ class Http1Asker:
         self.stream.abort("cut")
 
     def watch(self, gone: Callable[[str], None] | None) -> None:
-        self.stream.on_lost = gone
+        stream = self.stream
+        stream.on_lost = gone
+        if gone is not None and (stream.lost or stream.eof):
+            gone(stream.lost or "closed")
 
     def switch(self, head: ResponseHead, connection: bytes) -> None:
         """Leave HTTP: the answer to CONNECT or to an upgrade. What follows are bytes."""

@@ -25,7 +25,7 @@ from holdfast.egress.client import Asker
 from holdfast.egress.coding import Decoder, decoded
 from holdfast.egress.outlet import Outlet
 from holdfast.egress.stream import Lost
-from holdfast.egress.upstream import DialError, Sender, lost_reason
+from holdfast.egress.upstream import HELD, DialError, Sender, lost_reason
 from holdfast.errors import HoldfastError
 from holdfast.log import Log
 
@@ -78,6 +78,7 @@ class Exchange:
         self._dialled = False
         self._sent = 0
         self._gone = ""
+        self._held = 0
         self._answer: ResponseHead | None = None
         self._length = 0
         self._digest = hashlib.sha256()
@@ -87,6 +88,12 @@ class Exchange:
 
     async def run(self) -> None:
         """Decide, send, relay, report."""
+        try:
+            await self._run()
+        finally:
+            self.outlet.pool.held -= self._held
+
+    async def _run(self) -> None:
         try:
             body = await self._hold()
         except Refused as refused:
@@ -137,11 +144,22 @@ class Exchange:
             while not asker.done and length < limits.hold:
                 parts.append(await asker.read())
                 length += len(parts[-1])
+                self._count_held(len(parts[-1]))
             data = b"".join(parts)
         coding = head.get(b"content-encoding")
         if coding is None or coding.lower() == b"identity" or not asker.done:
             return Body(data=data, decoded=data, complete=asker.done)
-        return Body(data=data, decoded=decoded(data, coding, limits.ratio, limits.hold * 16))
+        plain = decoded(data, coding, limits.ratio, limits.hold * 4)
+        self._count_held(len(plain))
+        return Body(data=data, decoded=plain)
+
+    def _count_held(self, length: int) -> None:
+        """What is held in memory until the decision is bounded for a tenant, however many requests it makes at once."""
+        pool = self.outlet.pool
+        if pool.held + length > HELD:
+            raise Refused("too much is being uploaded at once", kind="too_much_held", status=503)
+        pool.held += length
+        self._held += length
 
     async def _carry(self, go: Go, body: Body) -> None:
         self._go = go
@@ -220,9 +238,9 @@ class Exchange:
 
     def _begin(self, sender: Sender, head: RequestHead, data: bytes, complete: bool) -> None:
         self.sender = sender
+        self.asker.watch(self._client_gone)
         if self._gone:
             raise Lost(self._gone)
-        self.asker.watch(self._client_gone)
         self._dialled = True
         sender.send(head, data, complete=complete)
         self._sent = len(data)

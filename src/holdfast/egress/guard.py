@@ -7,11 +7,13 @@ IANA special-purpose registries (RFC 6890 and what came after) and the clouds' d
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -168,12 +170,18 @@ _ENTRY = re.compile(
 )
 
 
-async def system_resolver(name: str) -> list[str]:
-    """The addresses that the operating system gives for a name."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(_LOOKUP_S):
-        found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
+class SystemResolver:
+    """Asks the operating system, in threads of its own: one tenant's slow names hold up no other's."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolver")
+
+    async def __call__(self, name: str) -> list[str]:
+        """The addresses of a name."""
+        ask = functools.partial(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(_LOOKUP_S):
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        return [str(entry[4][0]) for entry in found]
 
 
 class TenantGuard:
@@ -184,7 +192,7 @@ class TenantGuard:
         *,
         allow_private: Iterable[str] = (),
         resolve: Mapping[str, Iterable[str]] | None = None,
-        resolver: Resolver = system_resolver,
+        resolver: Resolver | None = None,
         own: Callable[[], frozenset[Address]] | None = None,
     ) -> None:
         """``resolve``: addresses that stand for a name instead of what DNS says; they are checked like any other.
@@ -194,16 +202,24 @@ class TenantGuard:
         """
         self._allowed = exceptions(allow_private)
         self._overrides = {name.lower(): tuple(given) for name, given in (resolve or {}).items()}
-        self._resolver = resolver
+        self._resolver = resolver or SystemResolver()
         self._own = own or own_addresses
         self._cache: dict[str, tuple[float, tuple[Address, ...]]] = {}
 
     async def addresses(self, host: str, port: int) -> tuple[str, ...]:
         """See :meth:`holdfast.egress.base.Guard.addresses`."""
-        found = await self._look_up(target.host_name(f"[{host}]" if ":" in host else host))
+        found = await self.look_up(host)
         for address in found:
             self.check(address, host, port)
         return tuple([str(address) for address in found])
+
+    async def look_up(self, host: str) -> tuple[Address, ...]:
+        """The addresses of a name, unchecked.
+
+        Raises:
+            Refused: there is no such name, or it is not written as names are.
+        """
+        return await self._look_up(target.host_name(f"[{host}]" if ":" in host else host))
 
     def check(self, address: Address, host: str, port: int) -> None:
         """Hold one address against the tables and the tenant's exceptions.
@@ -246,6 +262,20 @@ class TenantGuard:
             self._cache.clear()
         self._cache[host] = (now + _CACHE_S, found)
         return found
+
+
+class OperatorGuard:
+    """The guard of what the operator named by address: private places too, but no cloud's metadata service."""
+
+    def __init__(self, tenant: TenantGuard) -> None:
+        self._tenant = tenant
+
+    async def addresses(self, host: str, port: int) -> tuple[str, ...]:
+        """See :meth:`holdfast.egress.base.Guard.addresses`."""
+        found = await self._tenant.look_up(host)
+        if any(is_metadata(address) for address in found):
+            raise Refused(f"{host} leads to cloud metadata, which nothing may reach", kind="ssrf")
+        return tuple([str(address) for address in found])
 
 
 def _address(host: str) -> Address | None:

@@ -34,6 +34,9 @@ from holdfast.egress.exchange import Exchange
 from holdfast.egress.messages import Inside
 from holdfast.egress.outlet import Outlet
 from holdfast.egress.stream import HIGH_WATER, Lost, Stream
+from holdfast.log import Log
+
+_log = Log("egress")
 
 STREAMS: Final = 100
 """Streams at once on one connection."""
@@ -90,19 +93,22 @@ class Http2Asker:
     def flush(self) -> None:
         """Send what the windows let through."""
         link = self._owner.link
-        while self._out and not self.lost:
-            room = min(link.local_flow_control_window(self._number), link.max_outbound_frame_size, len(self._out))
-            if room <= 0:
-                return
-            link.send_data(self._number, bytes(self._out[:room]))
-            del self._out[:room]
-        if self._finish is not None and not self.lost:
-            if self._finish:
-                link.send_headers(self._number, self._finish, end_stream=True)
-            else:
-                link.end_stream(self._number)
-            self._finish = None
-            self._owner.finished(self._number)
+        try:
+            while self._out and not self.lost:
+                room = min(link.local_flow_control_window(self._number), link.max_outbound_frame_size, len(self._out))
+                if room <= 0:
+                    return
+                link.send_data(self._number, bytes(self._out[:room]))
+                del self._out[:room]
+            if self._finish is not None and not self.lost:
+                if self._finish:
+                    link.send_headers(self._number, self._finish, end_stream=True)
+                else:
+                    link.end_stream(self._number)
+                self._finish = None
+                self._owner.finished(self._number)
+        except H2Error:
+            self.lose("client_gone")
         self._changed.set()
 
     # What an exchange calls.
@@ -123,7 +129,11 @@ class Http2Asker:
         fields = [(b":status", b"%d" % head.status), *head.headers]
         if head.length is not None and head.status >= 200 and head.status != 204:
             fields.append((b"content-length", b"%d" % head.length))
-        self._owner.link.send_headers(self._number, fields)
+        try:
+            self._owner.link.send_headers(self._number, fields)
+        except H2Error:
+            self.lose("client_gone")
+            raise Lost("client_gone") from None
         self._owner.send()
 
     def write(self, data: bytes) -> None:
@@ -148,6 +158,8 @@ class Http2Asker:
 
     def watch(self, gone: Callable[[str], None] | None) -> None:
         self._gone = gone
+        if gone is not None and self.lost:
+            gone(self.lost)
 
     async def settle(self) -> None:
         """Wait until the answer has left, as fast as the client takes it."""
@@ -270,9 +282,12 @@ class Http2Connection:
             await asker.settle()
         except Lost:
             self.reset(number)
-        except BaseException:
+        except asyncio.CancelledError:
             self.reset(number)
             raise
+        except Exception:  # noqa: BLE001 - harms this stream only
+            _log.exception("a stream of the egress proxy failed")
+            self.reset(number)
         finally:
             self._askers.pop(number, None)
             self.taken(number, asker.unread)

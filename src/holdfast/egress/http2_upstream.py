@@ -59,7 +59,7 @@ class Http2Sender:
         self._room = asyncio.Event()
 
     def send(self, head: RequestHead, data: bytes, *, complete: bool) -> None:
-        self._number = self._link.get_next_available_stream_id()
+        self._number = self._next()
         self._head, self.trailers, self.done, self._received_end = None, (), False, False
         self._uploaded, self._sent_end = complete, False
         path = f"{head.path}?{head.query}" if head.query else head.path
@@ -75,10 +75,19 @@ class Http2Sender:
             fields += [(b"te", b"trailers"), (b"grpc-accept-encoding", b"identity")]
         if head.length:
             fields.append((b"content-length", b"%d" % head.length))
-        self._link.send_headers(self._number, fields, end_stream=complete and not data)
+        try:
+            self._link.send_headers(self._number, fields, end_stream=complete and not data)
+        except H2Error:
+            raise Lost("closed") from None
         self._sent_end = complete and not data
         self._out += data
         self._flush()
+
+    def _next(self) -> int:
+        try:
+            return self._link.get_next_available_stream_id()
+        except H2Error:
+            raise Lost("closed") from None
 
     def upload(self, data: bytes) -> None:
         self._out += data
@@ -165,15 +174,19 @@ class Http2Sender:
 
     def _flush(self) -> None:
         link = self._link
-        while self._out and not self._sent_end:
-            room = min(link.local_flow_control_window(self._number), link.max_outbound_frame_size, len(self._out))
-            if room <= 0:
-                break
-            link.send_data(self._number, bytes(self._out[:room]))
-            del self._out[:room]
-        if self._uploaded and not self._out and not self._sent_end:
-            link.end_stream(self._number)
-            self._sent_end = True
+        try:
+            while self._out and not self._sent_end:
+                room = min(link.local_flow_control_window(self._number), link.max_outbound_frame_size, len(self._out))
+                if room <= 0:
+                    break
+                link.send_data(self._number, bytes(self._out[:room]))
+                del self._out[:room]
+            if self._uploaded and not self._out and not self._sent_end:
+                link.end_stream(self._number)
+                self._sent_end = True
+        except H2Error:
+            # The upstream has closed the stream: its answer, if there is one, says why.
+            self._out.clear()
         self._write()
 
     def _write(self) -> None:

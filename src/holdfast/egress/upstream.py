@@ -17,6 +17,8 @@ Key = tuple[str, str, int, bool]
 
 KEEP_S: Final = 15.0
 """How long an idle connection is kept; less where the upstream's ``Keep-Alive`` says so."""
+HELD: Final = 268_435_456
+"""Bytes of requests that may be held for one tenant."""
 _KEEP = re.compile(rb"timeout=([0-9]{1,5})")
 _INTERIM: Final = 16
 """Interim answers (1xx) that are read over."""
@@ -192,6 +194,8 @@ class Pool:
         self._idle: dict[Key, list[tuple[float, Sender]]] = {}
         self._limit = limit
         self._count = 0
+        self.held = 0
+        """Bytes of the tenant's requests that are held in memory until they are decided."""
 
     def take(self, key: Key, now: float) -> Sender | None:
         """An idle connection that is still good."""

@@ -26,7 +26,7 @@ from holdfast.egress.upstream import DialError, Http1Sender, lost_reason
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 _OPCODES: Final = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
-MESSAGE: Final = 16_777_216
+MESSAGE: Final = 4_194_304
 """Bytes of a message."""
 FRAMES: Final = 4096
 """Fragments of a message."""

@@ -363,3 +363,14 @@ async def test_coded_upload_is_judged_without_its_coding() -> None:
         answer = await r.send(raw.replace(b"gzip", b"zstd"))
         assert answer.startswith(b"HTTP/1.1 415")
         assert len(r.upstream.requests) == 1
+
+
+@in_loop
+async def test_what_is_held_for_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.egress.exchange.HELD", 300_000)
+    async with rig() as r:
+        answer = await r.send(asking(r, body=bytes(900_000)))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert r.door.rejections[0].type == "too_much_held"
+        assert r.listener.outlet.pool.held == 0
+        assert (await r.send(asking(r, body=bytes(10_000)))).startswith(OK)
