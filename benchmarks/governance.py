@@ -130,10 +130,10 @@ def bytes_of_a_step(home: Path, store: str, run: str) -> int:
                 from holdfast.journal.event import encode
 
                 total += len(encode(event))
-                for commitment in event.payloads.values():
+                if event.payloads:
                     row = with_store._query(
-                        "SELECT length(ciphertext) FROM payloads WHERE tenant = ? AND commitment = ?",
-                        (event.tenant, commitment),
+                        "SELECT sum(length(ciphertext)) FROM payloads WHERE tenant = ? AND idx = ?",
+                        (event.tenant, event.index),
                     )
                     total += int(row[0][0])
         return total // len(steps)

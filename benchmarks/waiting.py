@@ -109,6 +109,15 @@ def measure(where: Path, count: int, rounds: int) -> dict[str, Any]:
                     settle(service)
                     if round_ >= 0:
                         found.append(took)
+            asking = services[1].submit(f"{common.AGENTS}:Asks", b"{}")
+            while services[1].run(asking).status != "suspended":
+                time.sleep(0.1)
+        listed = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            open_ones = services[1].approvals()
+            listed.append((time.perf_counter() - began) * 1000)
+            assert [one.run_id for one in open_ones] == [asking]
     finally:
         for service in services:
             service.close()
@@ -119,6 +128,7 @@ def measure(where: Path, count: int, rounds: int) -> dict[str, Any]:
         "empty_ms": round(median(samples[0]), 1),
         "full_ms": round(median(samples[1]), 1),
         "ratio": round(ratio, 3),
+        "list_ms": round(median(listed), 1),
         "n": rounds,
     }
 
@@ -135,6 +145,7 @@ def main() -> None:
         ("start in an empty home", f"{result['empty_ms']} ms", "", ""),
         (f"start beside {count} waiting runs", f"{result['full_ms']} ms", "", ""),
         ("ratio", f"{result['ratio']}×", f"≤ {TARGET}×", common.verdict(result["ratio"] <= TARGET)),
+        ("list of the one approval that is open", f"{result['list_ms']} ms", "", ""),
     ]
     common.report("waiting: what runs that wait cost", result, rows, options.json)
 

@@ -57,3 +57,12 @@ class One:
     @workflow
     def run(self, ctx):
         return ctx.call(book, {"id": "1"})
+
+
+@agent(name="bench-asks")
+class Asks:
+    """Waits for a person."""
+
+    @workflow
+    def run(self, ctx):
+        return ctx.approve("go on?")

@@ -74,8 +74,8 @@ class Patch(msgspec.Struct, frozen=True, kw_only=True):
     item waits, the stream is ready at once. (0: every item that is still there counts as unseen.)"""
     replay_from_here: bool = False
     """The first event of this append becomes the start of the fold."""
-    asking: bool | None = None
-    """Whether it rests with a request for approval or a question that is open."""
+    asking: bool = False
+    """With ``status``: it rests now with a request for approval or a question that is open."""
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -349,7 +349,7 @@ class Store(Protocol):
         """Tenants with streams that nobody owns and that want to be driven now or later, by name."""
 
     def asking(self) -> list[StreamState]:
-        """Suspended streams that wait for somebody's approval or answer, newest first."""
+        """Streams that rest with a request for approval or a question, newest first."""
 
     def count(self, *, tenant: str, kind: StreamKind, status: str, limit: int) -> int:
         """How many streams of a tenant have this status; counting stops at ``limit``."""

@@ -95,11 +95,8 @@ class Reader(ABC):
         return [stream_row(row).state() for row in self._query(sql, params)]
 
     def asking(self) -> list[StreamState]:
-        """Suspended streams that wait for somebody's approval or answer, newest first."""
-        rows = self._query(
-            f"SELECT {STREAM} FROM streams WHERE asking = 1 AND status = 'suspended' "  # noqa: S608
-            "ORDER BY created_at DESC, stream DESC"
-        )
+        """Streams that rest with a request for approval or a question, newest first."""
+        rows = self._query(f"SELECT {STREAM} FROM streams WHERE asking = 1 ORDER BY created_at DESC, stream DESC")  # noqa: S608
         return [stream_row(row).state() for row in rows]
 
     def events(self, stream: str, *, start: int = 1) -> list[Event]:

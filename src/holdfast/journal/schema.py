@@ -118,9 +118,10 @@ streams = Table(
     _number("asking"),
     Index(
         "ix_streams_asking",
+        "asking",
         "created_at",
-        sqlite_where=text("asking = 1 AND status = 'suspended'"),
-        postgresql_where=text("asking = 1 AND status = 'suspended'"),
+        sqlite_where=text("asking = 1"),
+        postgresql_where=text("asking = 1"),
     ),
     Index("ix_streams_created", "created_at"),
     Index("ix_streams_status", "status", "created_at"),

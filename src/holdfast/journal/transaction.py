@@ -371,13 +371,11 @@ class Transaction:
         patch = item.patch
         assert patch is not None
         if patch.status is not None:
-            row.status = patch.status
+            row.status, row.asking = patch.status, int(patch.asking)
         if patch.set_ready:
             row.ready_at = patch.ready_at
         if patch.release:
             row.owner = ""
-        if patch.asking is not None:
-            row.asking = int(patch.asking)
         if row.status in FINAL:
             row.ready_at = None
         elif (patch.set_ready or patch.release) and self._unseen(row, patch.seen):

@@ -190,7 +190,8 @@ class Driver:
             Stop: such a kill ends the run.
         """
         run = self.run
-        asking = any(record.wait is not None and record.wait.approval for record in run.state.waiting())
+        waiting = run.state.waiting() if status == "suspended" else []
+        asking = any(record.wait is not None and record.wait.approval for record in waiting)
         patch = Patch(status=status, ready_at=ready_at, set_ready=True, release=True, asking=asking)
         while True:
             generation = run.control.generation

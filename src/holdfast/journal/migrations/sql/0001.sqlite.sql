@@ -159,7 +159,7 @@ CREATE TABLE streams (
 )
  WITHOUT ROWID;
 
-CREATE INDEX ix_streams_asking ON streams (created_at) WHERE asking = 1 AND status = 'suspended';
+CREATE INDEX ix_streams_asking ON streams (asking, created_at) WHERE asking = 1;
 
 CREATE INDEX ix_streams_created ON streams (created_at);
 
