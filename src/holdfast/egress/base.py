@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from holdfast.action import Price
 from holdfast.errors import HoldfastError
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -188,11 +189,14 @@ class MeterState(Protocol):
     """Output limit that the request asks for, 0: none."""
     input_tokens: int
     """Upper bound of the input."""
+    price: Price | None
+    """Nano-dollars for a token at most, whatever kind of token it is; None: no price is known."""
     worst_cost: int | None
     """Nano-dollars at most; None: no price is known."""
 
     def limited(self, max_tokens: int) -> bytes | None:
-        """The request's body with a lower output limit and usage in streams switched on; None: as it was."""
+        """The request's body with a lower output limit and usage in streams switched on, without content coding; None:
+        as it was."""
         ...
 
     def response(self, head: ResponseHead) -> None:

@@ -22,7 +22,6 @@ from holdfast.errors import HoldfastError, PayloadError, StoreError
 from holdfast.gate import Fenced, Passage
 from holdfast.journal.event import Kind, Witness
 from holdfast.journal.fold import Record
-from holdfast.llm.router import Route
 from holdfast.node import effects
 from holdfast.node.answered import Withheld
 from holdfast.node.incarnation import Incarnation
@@ -179,7 +178,7 @@ class RunDoor:
             idempotency_key=key if heeded and not own_key else "",
         )
         meter = self._meter.begin(head, body) if self._meter is not None else None
-        return go if meter is None else await self._call(go, meter, key)
+        return go if meter is None else await self._call(go, meter, key, head)
 
     def _refuse(self, action: Action, at: Place, refused: Refused) -> Deny:
         """What cannot be sent at all is on record like an outcome: the code may go another way because of it."""
@@ -287,7 +286,7 @@ class RunDoor:
 
     # a request that is a model call
 
-    async def _call(self, go: Go, meter: MeterState, key: str) -> Go | Deny:
+    async def _call(self, go: Go, meter: MeterState, key: str, head: RequestHead) -> Go | Deny:
         """It passes the gate of model calls too, which reserves what it may cost."""
         run, ticket = self._inc.run, go.ticket
         id_ = f"{ticket.id}/llm.1"
@@ -304,13 +303,15 @@ class RunDoor:
             max_tokens=meter.max_tokens,
             input_tokens=meter.input_tokens,
         )
-        price = run.services.models.price(Route(provider=meter.provider, model=meter.model), meter.input_tokens)
-        passage = await run.gate(action, Place(id_, ticket.id, 0), b"", key=key, price=price)
+        passage = await run.gate(action, Place(id_, ticket.id, 0), b"", key=key, price=meter.price)
         verdict = passage.verdict
         if passage.written is None:
             self._fault(ticket, "denied", verdict.reason, verdict.rule)
             return Deny(type="over_budget", rule=verdict.rule, reason=verdict.reason)
         body = meter.limited(verdict.max_tokens or meter.max_tokens)
+        if body is not None and head.get(b"content-encoding") is not None:
+            plain = tuple(field for field in head.headers if field[0] != b"content-encoding")
+            go = msgspec.structs.replace(go, head=msgspec.structs.replace(go.head or head, headers=plain))
         return msgspec.structs.replace(
             go, ticket=msgspec.structs.replace(ticket, call=(id_, verdict)), body=body, meter=meter
         )
