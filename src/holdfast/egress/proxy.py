@@ -82,6 +82,8 @@ async def requests(outlet: Outlet, asker: Http1Asker) -> None:
             return
         else:
             await Exchange(outlet, asker, head).run()
+            if not asker.done:
+                await linger(asker.stream)
 
 
 async def turn_away(outlet: Outlet, stream: Stream, deny: Deny) -> None:
@@ -90,17 +92,26 @@ async def turn_away(outlet: Outlet, stream: Stream, deny: Deny) -> None:
     head, body = answers.render(deny)
     try:
         stream.write(messages.response_bytes(head, chunked=False, keep_alive=False) + body)
-        transport = stream.transport
-        if transport is not None and transport.can_write_eof():
-            transport.write_eof()
-        until = outlet.loop.time() + LINGER_S
-        while (left := until - outlet.loop.time()) > 0:
-            stream.buffer.clear()
-            if not await stream.more(left):
-                break
+        await linger(stream)
     except Lost:
         return
     stream.close()
+
+
+async def linger(stream: Stream) -> None:
+    """Let a client that is still sending read its answer: closing at once would reset what is on its way to it.
+
+    Raises:
+        Lost: the client is gone, or goes on for too long.
+    """
+    transport = stream.transport
+    if transport is not None and transport.can_write_eof():
+        transport.write_eof()
+    until = stream.time() + LINGER_S
+    while (left := until - stream.time()) > 0:
+        stream.buffer.clear()
+        if not await stream.more(left):
+            return
 
 
 class Listener:
