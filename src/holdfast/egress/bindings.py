@@ -7,6 +7,7 @@ specific binding of those that cover a request wins; two that are equally specif
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -264,6 +265,7 @@ def of_record(shown_binding: dict[str, Any]) -> Binding:
     return msgspec.convert({**fields, "inject": fields.pop("as")}, Binding)
 
 
+@functools.lru_cache(maxsize=4096)
 def _split(host: str) -> tuple[str, int]:
     """Name and port (0: the scheme's own); an empty name where it is written wrongly."""
     found = _HOST.fullmatch(host)

@@ -55,6 +55,11 @@ class Credentials:
         self._tokens = tokens
         self._clock = clock
         self._build = secrets
+        self._seen: tuple[Held, ...] | None = None
+        """The vault as it was when the rest of this was worked out."""
+        self._mine: dict[str, Held] = {}
+        self._texts: tuple[str, ...] | None = None
+        """What has to be looked for; None: to be worked out anew."""
         self._built: tuple[tuple[str, ...], Secrets] | None = None
         self._lock = asyncio.Lock()
         self._sent: dict[str, None] = {}
@@ -68,15 +73,13 @@ class Credentials:
         """
         held = self._held()
         name = pick(((one.name, one.binding) for one in held.values()), head)
-        dressed, secret = _without_placeholders(head), name is not None
-        if name is not None:
-            dressed = await self._add(held[name], head, body)
-        scrubber = await self._scrubber(held)
+        dressed = _without_placeholders(head) if name is None else await self._add(held[name], head, body)
+        scrubber = await self._scrubber()
         return Dressed(
             head=dressed,
             scrub=scrubber.stream() if scrubber else None,
             scrub_headers=scrubber.headers if scrubber else None,
-            secret=secret,
+            secret=name is not None,
         )
 
     def named(self, head: RequestHead) -> str:
@@ -109,13 +112,36 @@ class Credentials:
 
     async def scrubber(self) -> Secrets:
         """What takes this agent's secrets out of anything else that it may see: errors, logs, records."""
-        return await self._scrubber(self._held())
+        self._held()
+        return await self._scrubber()
+
+    async def _scrubber(self) -> Secrets:
+        texts = self._texts
+        if texts is None:
+            texts = self._texts = tuple(
+                sorted({*self._sent, *(text for one in self._mine.values() for text in one.sensitive())})
+            )
+        if self._built is not None and self._built[0] == texts:
+            return self._built[1]
+        async with self._lock:
+            if self._built is None or self._built[0] != texts:
+                # Many secrets take a while: not on the event loop.
+                try:
+                    self._built = (texts, await asyncio.to_thread(self._build, texts))
+                except ValueError as error:
+                    raise Refused(f"{error}; remove some of them", kind="credential", status=503) from None
+            return self._built[1]
 
     def _held(self) -> dict[str, Held]:
+        """The secrets that are for this agent."""
         try:
-            return {one.name: one for one in self._vault.current() if for_agent(one.binding, self._agent)}
+            current = self._vault.current()
         except StoreError as error:
             raise Refused(f"the secrets cannot be read: {error}", kind="credential", status=503) from None
+        if current is not self._seen:
+            self._seen, self._texts = current, None
+            self._mine = {one.name: one for one in current if for_agent(one.binding, self._agent)}
+        return self._mine
 
     async def _add(self, one: Held, head: RequestHead, body: Body) -> RequestHead:
         bound = one.binding
@@ -183,21 +209,10 @@ class Credentials:
 
     def _remember(self, *texts: str) -> None:
         for text in texts:
-            self._sent.pop(text, None)
-            self._sent[text] = None
+            if text not in self._sent:
+                self._sent[text] = self._texts = None
         while len(self._sent) > _REMEMBERED:
             del self._sent[next(iter(self._sent))]
-
-    async def _scrubber(self, held: dict[str, Held]) -> Secrets:
-        texts = tuple(sorted({*self._sent, *(text for one in held.values() for text in one.sensitive())}))
-        async with self._lock:
-            if self._built is None or self._built[0] != texts:
-                # Many secrets take a while: not on the event loop.
-                try:
-                    self._built = (texts, await asyncio.to_thread(self._build, texts))
-                except ValueError as error:
-                    raise Refused(f"{error}; remove some of them", kind="credential", status=503) from None
-            return self._built[1]
 
 
 def _with(head: RequestHead, name: bytes, value: bytes) -> RequestHead:

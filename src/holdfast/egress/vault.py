@@ -57,22 +57,23 @@ class Vault:
     def __init__(self, store: Store, tenant: str) -> None:
         self._store = store
         self._tenant = tenant
-        self._open: dict[tuple[str, int], Held] = {}
+        self._versions: list[tuple[str, int]] = []
+        self._current: tuple[Held, ...] = ()
 
     def current(self) -> tuple[Held, ...]:
-        """The secrets as they stand now.
+        """The secrets as they stand now: the same object as long as none of them changes.
 
         Raises:
             StoreError: they cannot be read.
         """
-        kept: dict[tuple[str, int], Held] = {}
-        for row in self._store.secrets(self._tenant):
-            key = (row.name, row.version)
-            held = self._open.get(key) or self._read(row)
-            if held is not None:
-                kept[key] = held
-        self._open = kept
-        return tuple(kept.values())
+        versions = self._store.secret_versions(self._tenant)
+        if versions != self._versions:
+            kept = {(held.name, held.version): held for held in self._current}
+            rows = self._store.secrets(self._tenant)
+            found = [kept.get((row.name, row.version)) or self._read(row) for row in rows]
+            self._current = tuple(held for held in found if held is not None)
+            self._versions = [(held.name, held.version) for held in self._current]
+        return self._current
 
     def _read(self, row: SecretRow) -> Held | None:
         value = self._store.secret(row)

@@ -308,6 +308,9 @@ class Store(Protocol):
     def secrets(self, tenant: str) -> list[SecretRow]:
         """A tenant's secrets, by name, without their values."""
 
+    def secret_versions(self, tenant: str) -> list[tuple[str, int]]:
+        """Name and version of a tenant's secrets, by name."""
+
     def secret(self, row: SecretRow) -> bytes | None:
         """The value of a secret's version; None when it was changed or destroyed meanwhile."""
 

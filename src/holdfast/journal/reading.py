@@ -321,6 +321,11 @@ class Reader(ABC):
             for row in rows
         ]
 
+    def secret_versions(self, tenant: str) -> list[tuple[str, int]]:
+        """Name and version of a tenant's secrets, by name: whether anything changed, for each request anew."""
+        rows = self._query("SELECT name, version FROM secrets WHERE tenant = ? ORDER BY name", (tenant,))
+        return [(row[0], row[1]) for row in rows]
+
     def secret(self, row: SecretRow) -> bytes | None:
         """The value of a secret's version; None when it was changed or destroyed meanwhile.
 
