@@ -212,7 +212,7 @@ def test_each_tenant_has_its_own_process(folder: Path) -> None:
 FAILURES = [
     # name, args, words, sent, retryable
     ("nobody", {}, "has no connector nobody", False, False),
-    ("web", {}, "not a Python callable", False, False),
+    ("web", {}, "no Python callable", False, False),
     ("missing", {}, "bank.py has no function missing", False, False),
     ("not_callable", {}, "bank.py has no function not_callable", False, False),
     ("plain", {"wrong": 1}, "TypeError", False, False),
