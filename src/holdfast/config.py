@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -77,7 +78,11 @@ class ConnectorSettings(Section, frozen=True, kw_only=True):
     """A tool of the operator's, called by agents with `ctx.tool(NAME, …)`. One of call, url and mcp."""
 
     call: Annotated[str, kinds.TEXT, "`file.py:function`, path from this file's folder"] = ""
-    url: Annotated[str, kinds.TEXT, "address of an HTTP endpoint"] = ""
+    url: Annotated[str, kinds.TEXT, "address of an HTTP endpoint; `{name}` in its path is an argument"] = ""
+    method: Annotated[str, kinds.choice("GET", "POST", "PUT", "PATCH", "DELETE"), "method of the requests to `url`"] = (
+        "POST"
+    )
+    schema: Annotated[Path | None, kinds.PATH, "JSON Schema that the arguments for `url` must fit"] = None
     mcp: Annotated[str, kinds.TEXT, "command or address of an MCP server"] = ""
     effect: Annotated[
         str,
@@ -93,6 +98,9 @@ class ConnectorSettings(Section, frozen=True, kw_only=True):
         kinds.LABELS,
         "what its results are labelled with, such as `private`; `[]`: they can be trusted; not set: `untrusted`",
     ] = None
+    opaque: Annotated[
+        bool, kinds.BOOLEAN, "whether the agent gets only a handle of its results, to hand on to other connectors"
+    ] = False
     region: Annotated[str, kinds.TEXT, "where what it reaches stands; empty: nobody knows"] = ""
     folder: Path = Path()
     """Folder of the file that names it: its working directory."""
@@ -384,6 +392,8 @@ def _connector_fault(connector: ConnectorSettings, others: dict[str, ConnectorSe
         return "", f"a connector needs exactly one of call, url and mcp and has {have}", "keep one"
     if connector.call and not _is_target(connector.call):
         return "call", f"{connector.call!r} is not file.py:function", "write file.py:function"
+    if connector.url and not _is_endpoint(connector.url):
+        return "url", f"{connector.url!r} is not http(s)://HOST/…", "write the host out; {name} may stand in the path"
     if undo and effect != "compensable":
         return "undo", f"a connector with an undo is {effect}", 'set effect = "compensable"'
     if undo and undo not in others:
@@ -391,6 +401,15 @@ def _connector_fault(connector: ConnectorSettings, others: dict[str, ConnectorSe
     if effect == "compensable" and not undo:
         return "", "a compensable connector names what undoes it", 'add undo = "NAME of a connector"'
     return None
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises where it is none
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "{" not in parts.netloc + parts.query
 
 
 def _is_target(call: str) -> bool:

@@ -4,18 +4,19 @@ The state of a run is the fold of its stream and nothing else; a node that takes
 goes on. What ``data`` of each kind holds:
 
 =================  ==================================================================================================
-run.created        agent, workflow, target, deployment, bundle, isolation, parent, forked_from, mandate (for whom it acts),
-                   labels; payload ``input``
+run.created        agent, workflow, target, deployment, bundle, isolation, parent, forked_from,
+                   mandate (for whom it acts), labels; payload ``input``
 run.started        incarnation, held (:class:`holdfast.sandbox.base.Held`), labels
 intent             action, facts, verdict, parent, place, key, undo, past; payload ``args``
 verdict            the same: it led to no intent (denied); with retry_at (throttled) it is decided again then
 outcome            id, status (ok, fault), code, message, rule, cost, tokens, usage, effect, labels (new to the run),
-                   after (verdict and facts of the rules that looked at what came back), cut (where a stream was stopped);
-                   payloads ``result``, and ``received`` where that is not what came in
+                   kept (labels of what the agent got only a handle of), after (verdict and facts of the rules that
+                   looked at what came back), cut (where a stream was stopped); payloads ``result``, and ``received``
+                   where that is not what came in
 attempt.failed     id, attempt, code, message, retry_at, cost, tokens
 wait               action, parent, place, wait (its kind), wake_at, name, approval, spec; payload ``args``
-inbox              item, kind, id (of the record it answers), accepted, labels, declassified (label, by, reason), and what
-                   its kind carries; payload ``data``
+inbox              item, kind, id (of the record it answers), accepted, labels, declassified (label, by, reason), and
+                   what its kind carries; payload ``data``
 sample             action, parent, place, labels; payload ``result``
 log                level, message, fields
 bundle.pinned      bundle, rules (ids); of a run also was: it goes on under another bundle
@@ -94,6 +95,8 @@ class Record(msgspec.Struct, kw_only=True):
     """Commitment to the result."""
     received: str = ""
     """Commitment to what came in where that is not what was handed on."""
+    kept: tuple[str, ...] | None = None
+    """Labels of what came in, where the agent got only a handle of it."""
     code: str = ""
     message: str = ""
     rule: str = ""
@@ -314,6 +317,7 @@ def _outcome(state: RunState, record: Record, event: Event) -> None:
         record.state = "fault"
         record.code, record.message, record.rule = data["code"], data["message"], data.get("rule", "")
     record.received = event.payloads.get("received", "")
+    record.kept = tuple(data["kept"]) if "kept" in data else None
     if "sources" in data:
         state.sources = [*state.sources, *data["sources"]][-MAX_PAST:]
     effect = data.get("effect")

@@ -56,8 +56,12 @@ class Labels:
 
     def take(self, action: Action, ended: Ended, sources: Sequence[Source] = OUTSIDE) -> dict[str, Any]:
         """Take in what an action brought. Gives what the event that records it says of that; mostly nothing."""
+        return self._joined(self.of(action, ended, sources))
+
+    def of(self, action: Action, ended: Ended, sources: Sequence[Source] = OUTSIDE) -> list[str]:
+        """The labels of what an action brought, which the run does not take in by that."""
         found = set(flow.entering(action, ended, sources, look=False))
-        return self._joined(found | set(self._seen_in(ended.value)))
+        return sorted(found | set(self._seen_in(ended.value)))
 
     def told(self, payload: bytes, labels: Iterable[str] = ()) -> dict[str, Any]:
         """Take in what somebody said to the run: an input, an answer, a signal, a child's output."""

@@ -16,8 +16,9 @@ from holdfast.node.incarnation import Incarnation, call_digest, handles
 from holdfast.node.labels import sources
 from holdfast.node.run import Place, Run, doubt, idempotency_key
 from holdfast.node.steps import backoff_us
-from holdfast.policy import redact
+from holdfast.policy import flow, redact
 from holdfast.policy.decide import settlements
+from holdfast.policy.flow import HANDLE
 from holdfast.values import dump, load
 
 
@@ -63,7 +64,32 @@ async def _call(
         attempt=attempt,
         region=connector.region,
     )
+    if HANDLE.encode() in data:
+        action = await _opened(run, action)
+        data = dump(action.args)
     await perform(inc, message, place, connector, action, data)
+
+
+async def _opened(run: Run, action: Action) -> Action:
+    """The call with its handles opened, and the labels of what they stand for.
+
+    Raises:
+        StepError: a handle stands for nothing in this run.
+    """
+    held: dict[str, object] = {}
+    labels: set[str] = set()
+    await run.recorder.flush()
+    for name in flow.handles(action.args):
+        record = run.state.records.get(name)
+        value = None
+        if record is not None and record.kept is not None:
+            value = await run.services.payload(run.header.tenant, record.received)
+        if record is None or record.kept is None or value is None:
+            raise StepError(f"{action.id}: the handle {name[:80]} stands for nothing in this run; get it anew")
+        held[name] = load(value)
+        labels.update(record.kept)
+    args = flow.opened(action.args, held)
+    return msgspec.structs.replace(action, args=args, labels=tuple(sorted(labels)))
 
 
 async def perform(
@@ -93,14 +119,22 @@ async def perform(
                 continue
             return
         outcome: dict[str, object] = {"id": place.id, "status": "ok"}
-        ended = Ended(value=load(value))
+        # What came of the values behind handles may hold them.
+        ended = Ended(value=load(value), labels=action.labels)
         await read_ahead(run, "tool", ended.value, len(value))
         outcome |= run.beyond.read(action, ended.value)
         judged = look_after(run, action, ended)
-        outcome |= run.beyond.labels.take(action, ended, sources(message.name, connector))
+        left = None
+        if connector.opaque:
+            outcome["kept"] = run.beyond.labels.of(action, ended, sources(message.name, connector))
+            left = dump(flow.handle(place.id))
+            if judged is not None and judged.changed and not judged.refused:
+                value = dump(judged.value)
+        else:
+            outcome |= run.beyond.labels.take(action, ended, sources(message.name, connector))
         if action.effect == Effect.COMPENSABLE:
             outcome["effect"] = {"compensable": True}
-        answer(inc, message.id, outcome, value, judged, settlements(passage.verdict.reservations, sent=True))
+        answer(inc, message.id, outcome, value, judged, settlements(passage.verdict.reservations, sent=True), left)
         return
 
 
@@ -126,8 +160,10 @@ def answer(
             payloads = {"received": value}
         elif judged.changed:
             payloads = {"received": value, "result": dump(judged.value) if left is None else left}
+        elif left is not None:
+            payloads = {"received": value, "result": left}
     elif left is not None:
-        payloads = {"result": left}
+        payloads = {"received": value, "result": left}
     run.recorder.note(run.recorder.draft(Kind.OUTCOME, outcome, payloads), settle)
     run.recorder.push()
     if judged is not None and judged.refused:

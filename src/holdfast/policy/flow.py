@@ -28,7 +28,8 @@ PRIVATE = ("private", "secret", "phi", "pan")
 """Labels of what must not get out."""
 _LABEL = re.compile(LABEL)
 _DETECTED = {"CREDIT_CARD": "pan", "SECRET": "secret", "MEDICAL_RECORD": "phi", "UK_NHS": "phi"}
-_HANDLE = "$holdfast"
+HANDLE = "$holdfast"
+"""The one key of a handle."""
 _NAMING = frozenset({"id", "url", "uri", "href", "link", "source", "doc", "document", "title", "path", "file", "name"})
 """Keys whose text says what something is called."""
 MAX_NAME = 512
@@ -162,35 +163,28 @@ def marks(value: Any) -> frozenset[str]:
     return frozenset() if value is None or isinstance(value, bool) else frozenset((mark(value),))
 
 
-class Handles:
-    """Values that the node keeps and the worker only names."""
+def handle(name: str) -> dict[str, str]:
+    """What the worker sees of a value that the node keeps: the name of the call that brought it."""
+    return {HANDLE: name}
 
-    def __init__(self) -> None:
-        self._held: dict[str, tuple[Any, tuple[str, ...]]] = {}
 
-    def keep(self, value: Any, labels: Iterable[str]) -> dict[str, str]:
-        """Keep a value; gives what the worker sees of it."""
-        name = f"h{len(self._held) + 1}"
-        self._held[name] = (value, join(labels))
-        return {_HANDLE: name}
+def handles(value: Any) -> frozenset[str]:
+    """Names of all handles in a value."""
+    if isinstance(value, Mapping):
+        if set(value) == {HANDLE}:
+            return frozenset((str(value[HANDLE]),))
+        return frozenset().union(*map(handles, value.values()))
+    return frozenset().union(*map(handles, value)) if isinstance(value, list | tuple) else frozenset()
 
-    def open(self, args: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Arguments with handles replaced by what they stand for, and the labels that come with them.
 
-        Raises:
-            KeyError: a handle stands for nothing: the action must not go ahead.
-        """
-        labels: set[str] = set()
+def opened(value: Any, held: Mapping[str, Any]) -> Any:
+    """A value with its handles replaced by what they stand for.
 
-        def opened(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                if set(value) == {_HANDLE}:
-                    inner, own = self._held[str(value[_HANDLE])]
-                    labels.update(own)
-                    return inner
-                return {key: opened(item) for key, item in value.items()}
-            if isinstance(value, list | tuple):
-                return [opened(item) for item in value]
-            return value
-
-        return {key: opened(item) for key, item in args.items()}, tuple(sorted(labels))
+    Raises:
+        KeyError: one stands for nothing: the action must not go ahead.
+    """
+    if isinstance(value, Mapping):
+        if set(value) == {HANDLE}:
+            return held[str(value[HANDLE])]
+        return {key: opened(item, held) for key, item in value.items()}
+    return [opened(item, held) for item in value] if isinstance(value, list | tuple) else value

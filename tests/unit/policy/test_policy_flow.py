@@ -12,13 +12,15 @@ from holdfast.action import Action, Declassified, Effect, Ended, Facts, Outcome
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.decide import decide
 from holdfast.policy.flow import (
-    Handles,
     Source,
     carried,
     entering,
+    handle,
+    handles,
     inherited,
     join,
     mark,
+    opened,
     valid,
     vouch,
     vouched,
@@ -78,15 +80,13 @@ def test_what_is_written_keeps_where_it_comes_from() -> None:
 
 
 def test_handles_are_opened_by_the_node_alone() -> None:
-    handles = Handles()
-    letter = handles.keep({"text": "dear all"}, ("private",))
-    page = handles.keep("a page", ("untrusted",))
-    args, labels = handles.open({"body": letter, "more": [page, "x"]})
-    assert args == {"body": {"text": "dear all"}, "more": ["a page", "x"]}
-    assert labels == ("private", "untrusted")
-    assert "dear" not in str(letter)
+    held = {"read_mail.1": {"text": "dear all"}, "fetch.2": "a page"}
+    args = {"body": handle("read_mail.1"), "more": [handle("fetch.2"), "x"], "n": 1}
+    assert handles(args) == set(held)
+    assert opened(args, held) == {"body": {"text": "dear all"}, "more": ["a page", "x"], "n": 1}
+    assert not handles({"$holdfast": "x", "more": 1})
     with pytest.raises(KeyError):
-        handles.open({"body": {"$holdfast": "h9"}})
+        opened({"body": {"$holdfast": "h9"}}, held)
 
 
 def test_a_person_vouches_for_what_they_name() -> None:
