@@ -71,13 +71,19 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Name of the header or query parameter."""
         return self.inject.partition(":")[2]
 
-    def covers(self, head: RequestHead) -> bool:
-        """Whether a request of an agent that it is for goes where the secret may go."""
+    def reaches(self, head: RequestHead) -> bool:
+        """Whether a request goes to the server that the secret may go to, whatever it asks there."""
         name, port = _split(self.host)
         return (
             head.port == (port or PORTS.get(head.scheme, POSTGRES))
             and (head.scheme == "postgres") == (self.kind == "postgres")
             and _same(name, head.host)
+        )
+
+    def covers(self, head: RequestHead) -> bool:
+        """Whether a request of an agent that it is for goes where the secret may go."""
+        return (
+            self.reaches(head)
             and (not self.methods or head.method in self.methods)
             and (not self.path or fits(self.path, head.path))
         )

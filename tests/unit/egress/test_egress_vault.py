@@ -227,6 +227,12 @@ class TestWhereNothingIsSent:
         dressed = dress(credentials(store), request({"X-HTTP-Method-Override": "DELETE", "Accept": "*/*"}))
         assert set(sent(dressed)) == {"accept", "authorization"}
 
+    def test_a_server_that_knows_the_secret_is_not_asked_for_a_part_of_anything(self, store: SqlStore) -> None:
+        own = {"range": "bytes=0-3", "if-range": "x", "accept": "*/*"}
+        assert set(sent(dress(credentials(store), request(own)))) == {"accept", "authorization"}
+        assert set(sent(dress(credentials(store), request(own, path="/log")))) == {"accept"}
+        assert set(sent(dress(credentials(store), request(own, host="cdn.example.com")))) == set(own)
+
     def test_placeholders_leave_nowhere(self, store: SqlStore) -> None:
         hold = placeholder("bank")
         basic = "Basic " + base64.b64encode(f"user:{hold}".encode()).decode()
