@@ -168,7 +168,7 @@ def test_a_waiting_run_costs_no_process_and_goes_on_with_the_code_that_it_began_
     with desk.serving():
         run = desk.submit("features_agent.py:Features", workflow="pinned")
         desk.until(lambda: desk.view(run).status == "suspended", "it waits")
-        desk.until(lambda: not registry.entries(desk.home), "its process is gone")
+        desk.until(lambda: all(one.label.run != run for one in registry.entries(desk.home)), "its process is gone")
         source = desk.folder / "features_agent.py"
         source.write_text(source.read_text().replace('return "old"', 'return "new"'))
         fresh = desk.submit("features_agent.py:Features", workflow="pinned")
