@@ -41,10 +41,8 @@ from holdfast.values import dump
 RULES: tuple[dict[str, Any], ...] = (
     {"category": "egress_allowlist", "with": {"hosts": ["*"], "methods": ["GET", "POST"]}},
     {"category": "pii_redact", "mode": "shadow"},
-    {"category": "pan_guard", "mode": "shadow"},
     {"category": "secret_scan"},
     {"category": "injection_heuristic", "mode": "shadow"},
-    {"category": "unicode_smuggling"},
 )
 
 

@@ -68,6 +68,8 @@ class Http1Asker:
         self._inside = inside
         self._bases = bases
         self._encoded_slashes = encoded_slashes
+        self._raw: bytes | None = None
+        self._incoming: messages.Incoming | None = None
         self._places: dict[tuple[str, str, bytes | None], messages.Place] = {}
         self.done = True
         self.keep_alive = True
@@ -98,8 +100,23 @@ class Http1Asker:
                 return None
         raw = bytes(stream.buffer[:end])
         del stream.buffer[: end + 4]
-        method, where, version, headers = http1.request_head(raw, limits.headers)
-        incoming = messages.request(
+        # Clients repeat themselves: the head of the request before is known already.
+        if raw != self._raw:
+            self._incoming, self._raw = self._understood(raw), raw
+        incoming = self._incoming
+        assert incoming is not None
+        head = incoming.head
+        self.keep_alive = incoming.keep_alive
+        self._expects = incoming.expects
+        self._version = head.version
+        self._left = head.length or 0
+        self._chunks = http1.Chunked(extensions=False) if head.length is None else None
+        self.done = head.length == 0
+        return head
+
+    def _understood(self, raw: bytes) -> messages.Incoming:
+        method, where, version, headers = http1.request_head(raw, self._limits.headers)
+        return messages.request(
             method,
             where,
             version,
@@ -109,14 +126,6 @@ class Http1Asker:
             encoded_slashes=self._encoded_slashes,
             places=self._places,
         )
-        head = incoming.head
-        self.keep_alive = incoming.keep_alive
-        self._expects = incoming.expects
-        self._version = version
-        self._left = head.length or 0
-        self._chunks = http1.Chunked(extensions=False) if head.length is None else None
-        self.done = head.length == 0
-        return head
 
     async def read(self) -> bytes:
         stream = self.stream

@@ -101,6 +101,8 @@ class Http1Sender:
         self._chunks: http1.Chunked | None = None
         self._chunked = False
         self._uploaded = True
+        self._known: tuple[bytes, str] | None = None
+        self._answer = messages.Answer(ResponseHead(status=0), 0, False)
 
     def send(self, head: RequestHead, data: bytes, *, complete: bool) -> None:
         self._chunked = head.length is None
@@ -138,6 +140,9 @@ class Http1Sender:
                     raise Lost("closed")
             raw = bytes(stream.buffer[:end])
             del stream.buffer[: end + 4]
+            if (raw, method) == self._known:
+                # Servers repeat themselves, within a second even their date.
+                return self._begun(self._answer)
             status, version, headers = http1.response_head(raw, limits.headers)
             if status >= 200 or status == 101:
                 break
@@ -147,12 +152,16 @@ class Http1Sender:
             return ResponseHead(status=101, headers=headers)
         if status == 101:
             raise http1.malformed("a switch of protocols that nobody asked for")
-        answer = messages.response(status, version, headers, method)
-        self.keep_alive = answer.keep_alive
         for name, value in headers:
             if name == b"keep-alive" and (match := _KEEP.search(value)):
                 # A second less than the upstream says: it must not close while the next request is on its way.
                 self.keep_s = min(KEEP_S, int(match[1]) - 1)
+        answer = messages.response(status, version, headers, method)
+        self._known, self._answer = (raw, method), answer
+        return self._begun(answer)
+
+    def _begun(self, answer: messages.Answer) -> ResponseHead:
+        self.keep_alive = answer.keep_alive
         self._left = 0 if answer.length is None else answer.length
         self._chunks = http1.Chunked(extensions=True) if answer.length is None else None
         self.done = answer.length == 0

@@ -380,3 +380,17 @@ async def test_plain_http_in_a_tunnel_is_read_too() -> None:
         assert (await reader.read()).endswith(b"ok")
         writer.close()
         assert r.door.requests[1].head.url() == f"http://{r.upstream.authority}/x"
+
+
+@in_loop
+async def test_what_repeats_is_read_anew_where_it_differs() -> None:
+    async with rig() as r:
+        host = r.upstream.authority.encode()
+        one = b"GET http://%b/a HTTP/1.1\r\nHost: %b\r\n\r\n" % (host, host)
+        two = b"POST http://%b/a HTTP/1.1\r\nHost: %b\r\nContent-Length: 1\r\n\r\nx" % (host, host)
+        raw = one + one + two + two + one + get(r)
+        assert (await r.send(raw)).count(b"HTTP/1.1 200") == 6
+        assert [(seen.method, seen.body) for seen in r.upstream.requests] == [
+            (b"GET", b""), (b"GET", b""), (b"POST", b"x"), (b"POST", b"x"), (b"GET", b""), (b"GET", b""),
+        ]  # fmt: skip
+        assert (await r.send(b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
