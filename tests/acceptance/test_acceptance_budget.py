@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sqlite3
@@ -12,7 +13,9 @@ import pytest
 
 from holdfast import config
 from holdfast.audit.verify import verify
+from holdfast.egress.bindings import binding
 from holdfast.node.service import Service
+from holdfast.node.views import Principal
 from holdfast.testing.model_server import Figures, ModelServer, Reply, Request
 
 pytestmark = [
@@ -121,14 +124,74 @@ def test_only_what_fits_is_sent(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert max(reserved for _, reserved, _, _ in rows) == worst * CALLS
 
 
-def open_when_all_asked(server: ModelServer, home: Path, run: str) -> None:
-    """No reply before every call has been decided: 37 held at the server, 63 denied in the journal."""
+def open_when_all_asked(server: ModelServer, home: Path, run: str, asked: int = 100) -> None:
+    """No reply before every call has been decided: 37 held at the server, the others denied in the journal."""
     server.wait_held("all", CALLS)
     decided = threading.Event()
     with Service.open(config.load(home), home) as service:
-        while sum(e.kind == "verdict" for e in service.events(run)) < 100 - CALLS:
+        while sum(e.kind == "verdict" for e in service.events(run)) < asked - CALLS:
             decided.wait(0.05)
     server.release("all")
+
+
+FLOOD = """
+import asyncio
+import aiohttp
+from holdfast import agent, workflow
+
+@agent(name="flood")
+class Flood:
+    @workflow
+    def main(self, ctx):
+        return ctx.call(self.all, ctx.input.url, ctx.input.count)
+
+    async def all(self, url, count):
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
+            statuses = await asyncio.gather(*(self.one(session, url, n) for n in range(count)))
+        return {str(status): statuses.count(status) for status in set(statuses)}
+
+    async def one(self, session, url, n):
+        said = {"model": "scripted-1", "max_tokens": 1000, "messages": [{"role": "user", "content": f"{n:04}"}]}
+        async with session.post(url, json=said) as answer:
+            await answer.read()
+            return answer.status
+"""
+
+
+def test_through_the_proxy_only_what_fits_is_sent_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "flood.py").write_text(FLOOD)
+    limit, sent = "1", 1
+    for count in (1, 200):
+        home = place / f"home-{count}"
+        with ModelServer([{"text": "ok", "gate": "all"} if count > 1 else {"text": "ok"}]) as server:
+            authority = server.url.removeprefix("http://")
+            (place / "holdfast.toml").write_text(f'[egress]\nallow_private = ["{authority}"]\n' + PRICES)
+            policy = place / "policy.yaml"
+            listed = f'  - {{id: where-to, category: egress_allowlist, with: {{hosts: ["{authority}"]}}}}\n'
+            policy.write_text(POLICY.format(limit=limit) + listed)
+            with Service.open(config.load(home), home) as service:
+                me = Principal(name="alice", auth="token")
+                bound = binding("header:x-api-key", authority)
+                service.set_secret("default", "llm", bound, b"sk-test-budget", principal=me)
+                given = json.dumps({"url": f"{server.url}/v1/messages", "count": count}).encode()
+                run = service.submit("flood.py:Flood", given, policy_files=(policy,))
+                watch_ledger(home)
+                opener = threading.Thread(target=open_when_all_asked, args=(server, home, run, count))
+                if count > 1:
+                    opener.start()
+                view = service.drive(run)
+                if count > 1:
+                    opener.join()
+                assert view.status == "completed", view.error
+                assert verify(service.store, home, run=None, tenant=None).ok
+                if count == 1:
+                    (worst,) = {row[1] for row in versions(home) if row[1]}
+                    limit, sent = f"{worst * CALLS / 1e9:.9f}", CALLS
+            assert view.output == ({"200": 1} if count == 1 else {"200": CALLS, "403": count - CALLS})
+            assert len(server.requests) == (1 if count == 1 else sent)
+        rows = versions(home)
+        assert all(reserved + settled <= ceiling for _, reserved, settled, ceiling in rows)
 
 
 def test_what_is_freed_is_used_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
