@@ -145,7 +145,8 @@ class Window:
         holds = any(
             rule.enforced
             and rule.on_breach > Outcome.WARN
-            and not ("during" in rule.category.phases and "during" in getattr(rule.params, "phases", ("during",)))
+            and "after" in (phases := getattr(rule.params, "phases", rule.category.phases))
+            and "during" not in phases
             for rule in run.bundle.plan(action.gate, run.facts({}, None, None), "after")
         )
         looked_at = ("during", action.gate) in run.bundle.later
