@@ -205,13 +205,22 @@ class TenantGuard:
         self._resolver = resolver or SystemResolver()
         self._own = own or own_addresses
         self._cache: dict[str, tuple[float, tuple[Address, ...]]] = {}
+        self._checked: dict[tuple[str, int], tuple[float, tuple[str, ...]]] = {}
 
     async def addresses(self, host: str, port: int) -> tuple[str, ...]:
         """See :meth:`holdfast.egress.base.Guard.addresses`."""
+        now = time.monotonic()
+        known = self._checked.get((host, port))
+        if known is not None and known[0] > now:
+            return known[1]
         found = await self.look_up(host)
         for address in found:
             self.check(address, host, port)
-        return tuple([str(address) for address in found])
+        texts = tuple([str(address) for address in found])
+        if len(self._checked) >= _CACHE_MAX:
+            self._checked.clear()
+        self._checked[host, port] = (now + _CACHE_S, texts)
+        return texts
 
     async def look_up(self, host: str) -> tuple[Address, ...]:
         """The addresses of a name, unchecked.
