@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 
 from holdfast.node import door
+from holdfast.node.egress import OWN_LOOPBACK
+from holdfast.sandbox.levels import level as level_of
 from holdfast.testing.upstream import Upstream
 
 pytestmark = [
@@ -21,7 +25,7 @@ AGENT = """
     import os
     import subprocess
     import urllib.request
-    from holdfast import agent, workflow, DeniedError
+    from holdfast import agent, workflow, DeniedError, StepError
 
     @agent(name="reacher")
     class Reacher:
@@ -90,6 +94,16 @@ AGENT = """
                 except DeniedError as error:
                     answers.append(f"{error.rule}: {error}")
             return answers
+
+        def connects(self, ctx, url):
+            found = [ctx.tool("book", account="a b", amount=7), ctx.tool("look", account="x", since="today")]
+            for name, args in (("book", {"account": "", "amount": 1}), ("book", {"account": "a", "amount": "7"}),
+                               ("gone", {})):
+                try:
+                    found.append(ctx.tool(name, **args))
+                except StepError as error:
+                    found.append(str(error))
+            return found
 
         async def at_once(self, ctx, url):
             async def one(n):
@@ -361,3 +375,56 @@ def test_model_calls_through_the_proxy_are_priced_and_bounded(place: Any, model_
     assert view.cost_nano == sum(event.data["cost"] for event in answered) > 0
     assert all(event.data["prices"] for event in answered)
     place.verify()
+
+
+def test_a_connector_may_be_an_endpoint(place: Any, upstream: Upstream) -> None:
+    place.write("book.json", '{"properties": {"amount": {"type": "integer"}}, "required": ["amount"]}')
+    place.settings(f"""
+        [connectors.book]
+        url = "http://{upstream.authority}/accounts/{{account}}/entries"
+        schema = "book.json"
+        effect = "idempotent"
+        [connectors.look]
+        url = "http://{upstream.authority}/accounts/{{account}}"
+        method = "GET"
+        effect = "pure"
+        [connectors.gone]
+        url = "http://{upstream.authority}/status/404"
+    """)
+    secret = "s3cr3t-Token-0123456789"
+    done = place.cli("secrets", "set", "bank", "--host", upstream.authority, "--as", "bearer", stdin=secret)
+    assert done.returncode == 0, done.stderr
+    output, run = reach(place, upstream, "connects", listed=False)
+    book, look, unfilled, unfit, gone = output
+    assert json.loads(book["body"]) == {"amount": 7}
+    assert book["headers"]["authorization"] == "Bearer [redacted]"
+    assert look["method"] == "GET"
+    assert "book needs account" in unfilled
+    assert "amount breaks the rule type of book.json" in unfit
+    assert "gone answered 404" in gone
+    methods = [request[:2] for request in upstream.requests]
+    assert methods == [
+        ("POST", "/accounts/a%20b/entries"), ("GET", "/accounts/x?since=today"), ("POST", "/status/404")
+    ]  # fmt: skip
+    assert all(request[2]["authorization"] == f"Bearer {secret}" for request in upstream.requests)
+    keys = [event.data["key"] for event in place.events(run, "intent") if event.data["action"]["kind"] == "tool"]
+    assert [request[2]["idempotency-key"] for request in upstream.requests] == [keys[0], keys[1], keys[-1]]
+
+
+def test_an_endpoint_that_is_none_is_refused_with_its_line(place: Any) -> None:
+    place.settings('[connectors.book]\nurl = "http://{host}/x"\n')
+    done = place.cli("runs", "list")
+    assert done.returncode == 2
+    assert "is not http(s)://HOST/" in done.stderr
+
+
+@pytest.mark.parametrize("level", ["process", "landlock", "container", "gvisor"])
+def test_every_level_has_the_same_way_out(place: Any, upstream: Upstream, level: str) -> None:
+    found = asyncio.run(level_of(level).probe())
+    if not found.available:
+        pytest.skip(f"{level} cannot be had here: {found.reason}")
+    output, _ = reach(place, upstream, "get", "/x", isolation=level)
+    assert output == [200, "GET"]
+    if level in OWN_LOOPBACK:
+        output, _ = reach(place, upstream, "urllib", "/lib", isolation=level)
+        assert output[0] == 200
