@@ -107,8 +107,9 @@ def figures() -> str:
         ):
             lines.append(f"| {what}, p50 | {start[key]['p50']:.0f} ms | {target} |")
     lines += boundaries()
+    lines += way_out()
     loads = []
-    for name in ("start", "cold_start", "density", "waiting", "kill", "governance"):
+    for name in ("start", "cold_start", "density", "waiting", "kill", "governance", "egress"):
         if machine := read(name).get("machine"):
             loads.append(f"{name} {machine['load_before'][0]} ({machine['priority']} priority)")
     lines += ["", f"Load average when each began: {', '.join(loads)}." if loads else ""]
@@ -133,6 +134,25 @@ def boundaries() -> list[str]:
         lines.append(f"| {what} | {density['node_mib_each']:.2f} MiB | ≤ 1 MiB |")
         lines.append(f"| processes of an idle boundary (PSS) | {density['inside_pss_mib']} MiB | |")
     return lines
+
+
+def way_out() -> list[str]:
+    """Rows of what governing a request costs."""
+    egress = read("egress")
+    if not egress:
+        return []
+    found, cpu = egress["ratios"], egress["cpu_us"]
+    spent = f"{cpu['governed']:.0f} µs of processor time, {cpu['bare']:.0f} µs ungoverned, nginx {cpu['nginx']:.0f} µs"
+    return [
+        f"| request out: governed / ungoverned ({spent}) | {found['governed']:.2f}× | ≥ 0.35× |",
+        f"| request out: governed / mitmproxy | {found['mitmproxy']:.1f}× | ≥ 15× |",
+        f"| request out: nginx / ungoverned | {found['nginx']:.2f}× | ≤ 1.3× |",
+        f"| request out: added p50, in raw commits | {found['commits']:.2f} | ≤ 2.5 |",
+        f"| request out: added p50 without durability | {found['volatile_ms']:.3f} ms | ≤ 0.2 ms |",
+        f"| request out: TLS opened at the proxy | {found['tls']:,.0f} req/s | ≥ 1,500 |",
+        f"| request out: first byte of a stream, beyond a commit | {found['stream_ms']:.3f} ms | ≤ 0.5 ms |",
+        f"| memory of the engine at 1,000 connections | {found['rss_mb']:.0f} MB | ≤ 80 MB |",
+    ]
 
 
 if __name__ == "__main__":

@@ -279,8 +279,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     address: str = ""
     """The address that was dialled."""
     aborted: str = ""
-    """Empty: ended well. Otherwise client_gone, connect_failed, tls_failed, upstream_reset, upstream_closed,
-    upstream_timeout, upstream_framing, response_too_large, undecodable, ssrf, lease, frame_refused, stopped."""
+    """Empty: ended well. Otherwise client_gone, client_framing, body_too_large, connect_failed, tls_failed,
+    upstream_reset, upstream_closed, upstream_timeout, upstream_framing, response_too_large, undecodable, frame_refused,
+    stopped; or, before anything left, the kind of what refused it (ssrf, unresolved, lease, …)."""
     took_s: float = 0.0
 
 
