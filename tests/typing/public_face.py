@@ -82,6 +82,8 @@ class Typed:
         assert_type(ctx.spawn_many(Typed, range(3), max_parallel=2), list[Any])
         assert_type(ctx.budget.usd_left, float | None)
         assert_type(ctx.budget.tokens_left, int | None)
+        assert_type(ctx.http.get("https://api.example/x").status_code, int)
+        assert_type(ctx.http.post("https://api.example/x", json={"a": 1}).text, str)
         assert_type(ctx.files.read("x"), bytes)
         assert_type(ctx.files.read_text("x"), str)
         assert_type(ctx.files.list(), list[str])
@@ -139,6 +141,7 @@ class AsyncTyped:
         child = await ctx.spawn(Typed)
         assert_type(await child.result(), Any)
         assert_type(ctx.now(), datetime.datetime)
+        assert_type((await ctx.http.get("https://api.example/x")).content, bytes)
         assert_type(await ctx.files.read("x"), bytes)
 
     @decision(name="pick")
