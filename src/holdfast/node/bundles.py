@@ -18,9 +18,9 @@ from holdfast.audit import keys
 from holdfast.audit.redecide import Undecidable, arguments
 from holdfast.config import AgentSettings, Settings, TenantSettings
 from holdfast.errors import AuditError, HoldfastError, PolicyFileError, TerminatedError
-from holdfast.journal.base import Appended, StreamState
+from holdfast.journal.base import Appended, StreamKind, StreamState
 from holdfast.journal.event import Kind
-from holdfast.journal.fold import FINAL, recorded_facts
+from holdfast.journal.fold import recorded_facts
 from holdfast.log import Log
 from holdfast.node.history import state_of
 from holdfast.node.run import Run, Stop
@@ -29,6 +29,8 @@ from holdfast.policy.decide import decide
 from holdfast.policy.layers import Layer, load, shift
 from holdfast.policy.signing import Verifier, signer
 
+LIVE = ("pending", "running", "suspended", "in_doubt")
+"""Statuses of runs that go on."""
 log = Log(__name__)
 
 Print = tuple[tuple[str, int, int, int], ...]
@@ -274,9 +276,8 @@ def affected(store: Any, bundles: Bundles) -> list[Affected]:
         PolicyFileError: files are wrong.
     """
     found = []
-    for stream in store.streams():
-        if stream.header.kind != "run" or stream.status in FINAL:
-            continue
+    live = [one for status in LIVE for one in store.streams(kind=StreamKind.RUN, status=status)]
+    for stream in sorted(live, key=lambda one: (one.header.created_at, one.header.stream), reverse=True):
         header = stream.header
         pinned = pinned_to(store, stream)
         standing = bundles.of(header.tenant, header.agent)
@@ -296,6 +297,19 @@ def affected(store: Any, bundles: Bundles) -> list[Affected]:
             )
         )
     return found
+
+
+def urgent(opened: Callable[[], Any], bundles: Bundles) -> list[StreamState]:
+    """Runs that wait and must hear of other policies at once. Works on a store of its own, and may take its time."""
+    store = opened()
+    try:
+        names = [one.run for one in affected(store, bundles) if one.effect == "immediate"]
+        return [state for name in names if (state := store.stream(name)) is not None]
+    except HoldfastError as error:
+        log.error("runs that wait did not hear of other policies", reason=str(error))
+        return []
+    finally:
+        store.close()
 
 
 def pinned_to(store: Any, stream: StreamState) -> str:

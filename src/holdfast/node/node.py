@@ -29,13 +29,14 @@ from holdfast.llm.router import LLM
 from holdfast.log import Log
 from holdfast.node import lease as leases
 from holdfast.node.admission import Admission, recorded_peaks
-from holdfast.node.bundles import Bundles
+from holdfast.node.bundles import Bundles, urgent
 from holdfast.node.connectors import ConnectorPool
 from holdfast.node.dispatch.local import Nudges, nudge, queues
 from holdfast.node.drive import Driver
 from holdfast.node.egress import Egress
 from holdfast.node.glass import Glasses
 from holdfast.node.history import history
+from holdfast.node.http_connector import HttpConnectors
 from holdfast.node.launch import Launcher
 from holdfast.node.lease import Lease
 from holdfast.node.operate import facts_of
@@ -102,8 +103,10 @@ class Node:
         self.control = Control(self.store)
         dial = settings.node.dial / 1e6
         self.models = LLM(settings.llm, os.environ, price_cache=home / "prices", timing=Timing(send=dial))
-        self.connectors = ConnectorPool(settings.connectors_of, home=home, dial=dial)
         self.egress = Egress(settings, self.store, self.clock, self.models)
+        self.connectors = ConnectorPool(
+            settings.connectors_of, home=home, dial=dial, http=HttpConnectors(self.egress, dial)
+        )
         self._watch = Watch(self._open, self, self._on_control)
         self._drivers: dict[str, Driver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -415,9 +418,13 @@ class Node:
         """Bring policies that changed to the runs that are driven here, each as far as its own differ."""
         while True:
             await asyncio.sleep(POLICY_LOOK)
-            await self._aside(self.policies.look)
+            changed = await self._aside(self.policies.look)
             for driver in list(self._drivers.values()):
                 driver.mind_policies()
+            if changed and not self._root:
+                for state in await asyncio.to_thread(urgent, self._open, self.policies):
+                    if state.header.stream not in self._tasks:
+                        await self._claim(state, ())
 
     # kills
 
