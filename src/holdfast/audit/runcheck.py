@@ -104,6 +104,15 @@ class RunCheck:
                 self._add("run.outcome", event, f"{name} ended and had never begun")
         elif name not in run.intents and kind in _EFFECTS and event.data.get("status", "ok") == "ok":
             self._add("run.outcome", event, f"{name} was done without an intent on record")
+        after = event.data.get("after")
+        if after is not None and event.data.get("status", "ok") == "ok":
+            if after["verdict"]["outcome"] > Outcome.REDACT:
+                word = _word(after["verdict"]["outcome"])
+                self._add("run.verdict", event, f"what came of {name} was handed on although the verdict was {word}")
+            elif after["verdict"].get("redactions") and "received" not in event.payloads:
+                self._add(
+                    "run.verdict", event, f"what came of {name} was handed on whole although rules took part of it"
+                )
 
     def _add(self, code: str, event: Event, message: str) -> None:
         self._report(

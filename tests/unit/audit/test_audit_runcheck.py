@@ -246,3 +246,24 @@ def test_a_verdict_with_everything_in_it_survives_the_record() -> None:
     verdict = decide(Action(kind="step", name="a"), Facts(now=1), LIMITED)
     again = msgspec.json.decode(msgspec.json.encode(verdict), type=Verdict)
     assert again == verdict
+
+
+def came_back(outcome: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    verdict = {"outcome": outcome, **more}
+    return Kind.OUTCOME, {"id": "a.1", "status": "ok", "after": {"verdict": verdict, "facts": {"now": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("ended", "codes"),
+    [
+        (came_back(Outcome.WARN), []),
+        (came_back(Outcome.DENY), ["run.verdict"]),
+        (
+            came_back(Outcome.REDACT, redactions=[{"path": [], "start": 0, "end": 1, "replacement": ""}]),
+            ["run.verdict"],
+        ),
+        ((Kind.OUTCOME, {"id": "a.1", "status": "ok", "after": {}}), ["run.outcome"]),
+    ],
+)
+def test_what_came_back_is_handed_on_as_the_verdict_says(ended: tuple[str, dict[str, Any]], codes: list[str]) -> None:
+    assert [code for code, _ in told(intent(), ended)] == codes
