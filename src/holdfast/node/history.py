@@ -24,6 +24,12 @@ def history(store: Store, stream: StreamState) -> list[Event]:
 
 def remembered(drafts: Sequence[Draft], state: RunState) -> tuple[PastWrite, ...]:
     """What these drafts change about the actions that rules over a whole tenant ask about; mostly nothing."""
+    if not state.past:
+        for draft in drafts:
+            if "past" in draft.data:
+                break
+        else:
+            return ()
     found: dict[str, PastWrite] = {}
     for draft in drafts:
         data = draft.data
