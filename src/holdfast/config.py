@@ -191,7 +191,9 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
         kinds.integer(0, 1000),
         "boundaries that a serving node keeps ready for each agent that it has run; 0: none",
     ] = 1
-    pool_memory: Annotated[int, kinds.SIZE, "memory that all boundaries without a run may use together"] = 256 << 20
+    pool_memory: Annotated[
+        int, kinds.SIZE, "memory that all boundaries without a run may use together, out of `[node] overhead`"
+    ] = 64 << 20
 
 
 class NodeSettings(Section, frozen=True, kw_only=True):

@@ -181,8 +181,8 @@ class Pool:
                     return
                 shelf.failures = 0
                 shelf.memory = warm.memory
-                # The room is asked again: a kill may have come while it started.
-                if not self._wanted(shelf) or not self._room(_label(shelf.key)):
+                # All is asked again: a kill may have come while it started, and only now is known what it takes.
+                if not self._wanted(shelf) or not self._room(_label(shelf.key)) or not self._fits(shelf):
                     self.discard(warm)
                     return
                 self._keep(shelf, warm)
