@@ -96,7 +96,8 @@ _PROTOCOLS = (
         batch=True,
     ),
     _Protocol(
-        path=re.compile(r"/chat/completions$"),
+        # Azure names the model by its deployment.
+        path=re.compile(r"(/deployments/(?P<model>[^/]+))?/chat/completions$"),
         provider="openai",
         read=usage.openai_chat,
         needs=("messages",),
@@ -194,10 +195,10 @@ _DOCUMENTS = re.compile(r'"(document|input_file|file|video)"|application/pdf|"mi
 
 def recognise(head: RequestHead, body: Body) -> Call | None:
     """The call that a request is; None: it is none."""
-    path = unquote(head.path)
-    host = next((name for pattern, name in _HOSTS if pattern.search(head.host)), "")
     if head.method != "POST" and not head.upgrade:
         return None
+    path = unquote(head.path)
+    host = next((name for pattern, name in _HOSTS if pattern.search(head.host)), "")
     for protocol in _PROTOCOLS:
         # A model's name may hold an escaped slash (an ARN): it is looked for in the path as it was sent.
         found = protocol.path.search(head.path) or protocol.path.search(path)
@@ -210,7 +211,8 @@ def recognise(head: RequestHead, body: Body) -> Call | None:
                 return _unreadable(host or protocol.provider, protocol)
             if not (host or protocol.fixed) and not all(name in data for name in protocol.needs):
                 return None
-            named = _model(unquote(found["model"])) if "model" in found.groupdict() else data.get("model")
+            placed = found.groupdict().get("model")
+            named = _model(unquote(placed)) if placed else data.get("model")
             if protocol.batch:
                 return _batch(host or protocol.provider, protocol, data, body)
             return _call(host or protocol.provider, protocol, named if isinstance(named, str) else "", data, body)

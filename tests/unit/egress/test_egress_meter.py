@@ -537,6 +537,18 @@ class TestBefore:
         assert (found.provider, found.model) == ("anthropic", "claude-haiku-4-5")
 
 
+    def test_azure_names_the_model_by_its_deployment(self) -> None:
+        found = begin({"messages": []}, "/openai/deployments/o3-mini/chat/completions", "me.openai.azure.com")
+        assert found is not None
+        assert (found.provider, found.model) == ("azure", "o3-mini")
+        assert found.worst_cost is not None
+
+    def test_a_realtime_socket_has_no_price(self) -> None:
+        found = begin(b"", "/v1/realtime", "api.openai.com", method="GET", upgrade="websocket")
+        assert found is not None
+        assert found.worst_cost is None
+
+
 class TestLimited:
     def test_a_lower_limit_is_sent_and_counts(self) -> None:
         found = begin(CALL)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -76,7 +77,7 @@ class Boundary:
     """The agent's side: a loopback port that leads to the proxy, in a loop of its own."""
 
     def __init__(self, door: GuardedDoor, folder: Path, user: str, password: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
@@ -458,7 +459,7 @@ class TestEncryption:
                 server.close()
             return seen
 
-        return asyncio.run(main())
+        return uvloop.run(main())
 
     def test_the_session_is_encrypted_and_the_server_verified(self, certificate: tuple[Path, bytes]) -> None:
         path, pem = certificate
