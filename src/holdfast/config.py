@@ -156,6 +156,9 @@ class PrincipalSettings(Section, frozen=True, kw_only=True):
         kinds.TEXTS,
         "what agents may do on this one's behalf, as `GATE:NAME` with wildcards; not set: nobody knows",
     ] = None
+    acts_for: Annotated[
+        tuple[str, ...], kinds.TEXTS, "people, or patterns of names, for whom it may start runs beside itself"
+    ] = ()
     suspended: Annotated[
         bool, kinds.BOOLEAN, "whether nothing may happen in this name now; for an agent write `agent:NAME`"
     ] = False

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.errors import UsageError
 from holdfast.node.mandate import Mandate
 from holdfast.node.views import Principal
 
@@ -70,6 +71,9 @@ SETTINGS = """
     [connectors.search]
     call = "bank.py:search"
     effect = "pure"
+    [principals.alice]
+    token_sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+    acts_for = ["?*a", "carl"]
     [principals.anna]
     may = ["tool:pay"]
     [principals.berta]
@@ -124,6 +128,43 @@ def test_an_agent_does_no_more_than_the_person_may(bank: Any) -> None:
     assert "whoever it acts for" in start(bank, "pay", rule, mandate=held)
 
 
+def test_nobody_starts_runs_for_people_whom_they_do_not_act_for(bank: Any) -> None:
+    mandate = Mandate(on_behalf_of="dora")
+    with pytest.raises(UsageError, match="mallory may not start runs for dora"):
+        bank.run("clerk.py:Clerk", {}, mandate=mandate, principal=Principal(name="mallory", auth="token"))
+    refused = bank.cli("run", "clerk.py:Clerk", "--workflow", "pay", "--on-behalf-of", "anna")
+    assert refused.returncode == 2
+    assert "may not start runs for anna" in refused.stderr
+
+
+def test_who_forks_a_run_does_not_come_by_the_right_to_act_for_somebody(bank: Any) -> None:
+    rule = "- {id: both, category: on_behalf_of, gates: [tool]}"
+    run = bank.submit("clerk.py:Clerk", {}, workflow="pay", policies=rule, mandate=Mandate(on_behalf_of="anna"))
+    assert bank.drive(run).output == "paid"
+    for name, said in (("alice", "paid"), ("mallory", "denied: it is not known for whom the agent acts")):
+        with bank.service() as service:
+            copy = service.fork(run, "pay.1", principal=Principal(name=name, auth="token"))
+        assert bank.drive(copy).output == said
+
+
+def test_tags_and_authority_from_the_command_line(bank: Any) -> None:
+    rules = bank.write(
+        "rules.yaml",
+        """
+        version: 1
+        policies:
+          - {id: tags, category: chargeback_tags, gates: [tool], with: {required: [cost-centre]}}
+    """,
+    )
+    command = ("run", "clerk.py:Clerk", "--workflow", "pay", "--policy", str(rules))
+    assert "denied" in bank.json(*command)["output"]
+    done = bank.json(*command, "--tag", "cost-centre=4711", "--may", "tool:pay")
+    assert done["output"] == "paid"
+    [created] = bank.events(done["run_id"], "run.created")
+    assert created.data["mandate"]["authority"] == ["tool:pay"]
+    assert bank.cli(*command, "--tag", "oops").returncode == 2
+
+
 def test_roles_are_those_of_who_asked(bank: Any) -> None:
     rule = """
         - id: controllers
@@ -157,7 +198,7 @@ def test_whoever_is_suspended_stops_at_once_also_in_runs_under_way(bank: Any) ->
     rule = "- {id: off, category: user_suspension, gates: [tool], on_breach: deny}"
     run = bank.submit("clerk.py:Clerk", {}, workflow="waits", policies=rule)
     assert bank.drive(run).status == "suspended"
-    bank.settings(SETTINGS + "\n[principals.alice]\nsuspended = true\n")
+    bank.settings(SETTINGS.replace("acts_for", "suspended = true\n    acts_for"))
     with bank.service() as service:
         service.signal(run, "go", b"null", principal=bank.person)
     said = bank.drive(run).output

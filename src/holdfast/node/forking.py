@@ -17,6 +17,7 @@ from holdfast.journal.base import Draft, Store
 from holdfast.journal.event import Event, Kind
 from holdfast.journal.fold import RunState, fold
 from holdfast.node.history import history
+from holdfast.node.mandate import mandate
 from holdfast.node.show import find
 from holdfast.node.submit import begin, run_id
 from holdfast.node.views import Principal
@@ -53,7 +54,11 @@ def fork(store: Store, clock: Clock, run: str, step: str, principal: Principal) 
     )
     copier = _Copier(store, clock, run, before)
     data = {**before.created, "root": name, "parent": "", "depth": 0, "forked_from": run, "at": step}
-    data |= {"labels": before.labels, "asked": before.asked[0]}
+    held = msgspec.structs.replace(mandate(before.created), roles=principal.roles)
+    if principal.name != before.principal:
+        # Who forks a run does not come by another's right to act for somebody.
+        held = msgspec.structs.replace(held, on_behalf_of="")
+    data |= {"labels": before.labels, "asked": before.asked[0], "mandate": held}
     created = Draft(
         kind=Kind.RUN_CREATED,
         data=data,

@@ -12,7 +12,7 @@ import msgspec
 
 from holdfast.action import Facts, Kill
 from holdfast.clock import Clock
-from holdfast.config import Settings
+from holdfast.config import FILE, Settings
 from holdfast.errors import StoreError, UsageError
 from holdfast.journal.base import Append, Appended, Draft, Header, Patch, Refused, Store, StreamKind, Tenant
 from holdfast.journal.event import Event, Kind
@@ -23,6 +23,7 @@ from holdfast.node.mandate import Mandate
 from holdfast.node.views import Principal
 from holdfast.policy.bundle import Bundle
 from holdfast.policy.kills import standing
+from holdfast.policy.patterns import fits_any
 from holdfast.sandbox.levels import level
 from holdfast.values import load, sha256
 
@@ -99,6 +100,7 @@ def submit(
     """
     if not isinstance(load(input_), dict):
         raise UsageError('the input must be a JSON object, as in --input \'{"transaction": "…"}\'')
+    _may_act_for(settings, principal, mandate.on_behalf_of)
     pinned = pin(target, workflow)
     bundle = (policies or Bundles(settings)).now(tenant, pinned.description.agent, policy_files)
     chosen = isolation or settings.sandbox.level
@@ -168,6 +170,15 @@ def create(
         clock_error=clock.clock_error(),
     )
     return name, begin(store, clock, header, created, refusal=refusal)
+
+
+def _may_act_for(settings: Settings, principal: Principal, person: str) -> None:
+    known = settings.principals.get(principal.name)
+    if person and person != principal.name and not (known and fits_any(known.acts_for, person)):
+        raise UsageError(
+            f"{principal.name} may not start runs for {person}; "
+            f'name them in [principals."{principal.name}"] acts_for of {FILE}'
+        )
 
 
 def _held(mandate: Mandate, header: Header, principal: Principal) -> Mandate:
