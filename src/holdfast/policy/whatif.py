@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -27,7 +28,9 @@ from holdfast.policy.recorded import Change, Claim, Decided, Deferred, Delta, Do
 
 ROUNDS = 16
 """How often one action is decided anew because a reservation does not fit: as the gate does."""
-COMPARED = ("outcome", "rule", "category", "reason", "reservations", "approval", "max_tokens", "kill_generation")
+_parts = attrgetter(
+    "outcome", "rule", "category", "reason", "reservations", "approval", "max_tokens", "kill_generation"
+)
 """What two verdicts must share in order to be the same."""
 
 ASSUMED = (
@@ -332,7 +335,7 @@ def across(
 
 def _count(delta: Delta, now: Verdict, was: Verdict, *, pinned: bool) -> bool:
     """Count a decision in; says whether it comes out as recorded."""
-    same = all(getattr(now, name) == getattr(was, name) for name in COMPARED)
+    same = _parts(now) == _parts(was)
     delta.decisions += 1
     delta.same += same
     delta.pinned += pinned
