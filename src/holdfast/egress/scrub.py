@@ -6,19 +6,18 @@ difference. What may still become a secret is held back, and nothing else; so an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 import re2
 
 from holdfast.egress.base import Headers
-from holdfast.egress.spellings import ENCODINGS, follow, forms, longest, opening, opening_begun
+from holdfast.egress.spellings import ENCODINGS, Steps, follow, forms, longest, opening, opening_begun, steps
 
 MARK = b"[redacted]"
 """What stands in the place of a secret."""
 SHORTEST = 6
 """Characters of a secret that is looked for; a shorter one would be found everywhere."""
-OPENING = 5
+OPENING = 8
 """Units by which a form is first recognised."""
 MEMORY = 1 << 26
 """Bytes that the automata may take, at most; they take what the texts that they saw need."""
@@ -36,7 +35,11 @@ class Secrets:
         self._forms = list(dict.fromkeys(form for text in texts for form in forms(text, encodings)))
         self.lag = max(map(longest, self._forms), default=0)
         """Bytes that are held back at most."""
-        self.digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        self._by_first: dict[int, list[Steps]] = {}
+        """Forms by the byte that they may begin with."""
+        for form in map(steps, self._forms):
+            for first in form[0]:
+                self._by_first.setdefault(first, []).append(form)
         self._opening = self._begun = None
         if self._forms:
             self._opening = _compiled({opening(form, OPENING) for form in self._forms}, b"")
@@ -74,19 +77,21 @@ class Secrets:
             return data, b"", 0
         out: list[bytes] = []
         at = 0
+        waits = None if last else self._begun.search(data)
         while True:
             found = self._opening.search(data, at)
-            waits = None if last else self._begun.search(data, at)
+            if waits is not None and waits.start() < at:
+                waits = self._begun.search(data, at)
             if waits is not None and (found is None or waits.start() < found.start()):
                 start = waits.start()
                 return b"".join([*out, data[covered:start]]), data[start:], max(0, covered - start)
             if found is None:
                 return b"".join([*out, data[covered:]]), b"", 0
             start = found.start()
-            ends, unfinished = zip(*(follow(form, data, start) for form in self._forms), strict=True)
-            if any(unfinished) and not last:
+            followed = [follow(form, data, start) for form in self._by_first[data[start]]]
+            if not last and any(unfinished for _, unfinished in followed):
                 return b"".join([*out, data[covered:start]]), data[start:], max(0, covered - start)
-            end = max(ends)
+            end = max(end for end, _ in followed)
             if end < 0:
                 at = start + 1
             else:

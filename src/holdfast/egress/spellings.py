@@ -13,6 +13,8 @@ Piece = tuple[bytes, ...]
 """One way to write a unit: for each byte of it, the bytes that it may be."""
 Unit = tuple[Piece, ...]
 Form = tuple[Unit, ...]
+Steps = tuple[dict[int, tuple[Piece, ...]], ...]
+"""For each unit, the rest of its pieces by the byte with which they begin."""
 
 WINDOW = 96
 """Units of a form, at most: a longer one is cut into several, one after the other."""
@@ -191,18 +193,34 @@ def longest(form: Form) -> int:
     return sum(max(map(len, unit)) for unit in form)
 
 
-def follow(form: Form, data: bytes, start: int) -> tuple[int, bool]:
+def steps(form: Form) -> Steps:
+    """A form, ready to be followed."""
+    found = []
+    for unit in form:
+        step: dict[int, tuple[Piece, ...]] = {}
+        for piece in unit:
+            for byte in piece[0]:
+                step[byte] = (*step.get(byte, ()), piece[1:])
+        found.append(step)
+    return tuple(found)
+
+
+def follow(steps: Steps, data: bytes, start: int) -> tuple[int, bool]:
     """How a text goes along a form from a place on: where its longest match ends (-1: none), and whether the text ends
     in the middle of one."""
     places = {start}
     unfinished = False
-    for unit in form:
+    size = len(data)
+    for step in steps:
         reached = set()
         for place in places:
-            for piece in unit:
-                end = place
+            if place == size:
+                unfinished = True
+                continue
+            for piece in step.get(data[place], ()):
+                end = place + 1
                 for allowed in piece:
-                    if end == len(data):
+                    if end == size:
                         unfinished = True
                         break
                     if data[end] not in allowed:
@@ -224,6 +242,7 @@ def opening(form: Form, count: int) -> bytes:
 def opening_begun(form: Form, count: int) -> bytes:
     """A regular expression of every true beginning of them; empty when there is none."""
     found = b""
+    count = min(count, len(form))
     for number, unit in reversed(list(enumerate(form[:count]))):
         ways = [_begun(piece) for piece in unit if len(piece) > 1]
         if number < count - 1:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.egress.scrub import MARK, SHORTEST, Secrets
-from holdfast.egress.spellings import ENCODINGS, follow, forms
+from holdfast.egress.spellings import ENCODINGS, follow, forms, steps
 from holdfast.testing.reflect import SPELLINGS
 
 SECRET = 'sk-live_4f+Q/9aZ"x=7Kp2&Lm~é'
@@ -63,7 +63,7 @@ SECRETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8
 PIECES = st.lists(st.integers(0, 5000), max_size=25)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     SECRETS,
     SECRETS,
@@ -80,7 +80,7 @@ def test_where_a_stream_was_cut_makes_no_difference(
     assert streamed(secrets, data, range(len(data))) == whole
     for secret in (one, two):
         assert secret.encode() not in whole
-        assert not any(follow(form, whole, at)[0] > 0 for form in forms(secret) for at in range(len(whole)))
+        assert not any(follow(form, whole, at)[0] > 0 for form in map(steps, forms(secret)) for at in range(len(whole)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -117,13 +117,18 @@ def test_the_longer_of_two_secrets_wins() -> None:
     assert streamed(secrets, b"a secret-one-and-mo", range(20)) == b"a [redacted]-and-mo"
 
 
-@pytest.mark.parametrize("length", [100, 1000, 2000])
+@pytest.mark.parametrize("length", [100, 1000])
 def test_a_long_secret_leaves_nothing(length: int) -> None:
     secret = "".join(random.Random(length).choices(string.printable[:94], k=length))
     secrets = Secrets([secret])
     for name in ("as it is", "JSON", "hex", "base64, 1 before", "percent, everything", "reversed"):
         got = secrets.scrub(b"<" + spelt(name, secret) + b">")
         assert len(got.replace(MARK, b"")) < 10, name
+
+
+def test_a_text_that_always_nearly_is_the_secret_is_let_through() -> None:
+    text = b"sk-ant-api03-0sk-ant-api03-\\u0073k%2Dant" * 200
+    assert streamed(Secrets(["sk-ant-api03-" + "0123456789"]), text, range(0, len(text), 7)) == text
 
 
 def test_neighbours_share_a_character_in_base64() -> None:
