@@ -18,6 +18,7 @@ from holdfast.journal.event import GENESIS, decode, encode, leaf
 from holdfast.journal.frontier import push
 from holdfast.journal.open import open_store
 from holdfast.journal.postgres import PostgresStore
+from holdfast.journal.postgres_quick import Call
 from holdfast.journal.sqlstore import SqlStore
 
 TENANT = Tenant(name="acme", region="x", created_at=1)
@@ -148,6 +149,12 @@ class TestServerGone:
         assert check(store) == ["n0", "n", "n", "n"]
 
 
+def end_backend(store: PostgresStore) -> None:
+    """End the server's process for the writing connection; the server waits for its end, up to a minute."""
+    assert store._writer is not None
+    assert store._query("SELECT pg_terminate_backend(?, 60000)", (store._writer.info.backend_pid,)) == [(True,)]
+
+
 class TestCommitNotAnswered:
     """The connection breaks while committing: before it took place, or just after."""
 
@@ -186,12 +193,44 @@ class TestCommitNotAnswered:
         assert check(store) == ["n0", "n"]
 
     def test_a_backend_that_is_ended_is_replaced(self, store: PostgresStore) -> None:
-        assert store._writer is not None
-        # The server waits for its end, up to a minute.
-        ended = store._query("SELECT pg_terminate_backend(?, 60000)", (store._writer.info.backend_pid,))
-        assert ended == [(True,)]
+        end_backend(store)
         (result,) = store.transact([append()])
         assert isinstance(result, Appended)
+
+    def test_a_step_that_took_place_unanswered_is_not_written_twice(
+        self, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        send, sent = Call.send, []
+
+        def break_after(call: Call, connection: Any) -> int:
+            sent.append(send(call, connection))
+            end_backend(store)
+            return send(call, connection)
+
+        store.transact([append()])
+        monkeypatch.setattr(Call, "send", break_after)
+        (result,) = store.transact([append()])
+        monkeypatch.undo()
+        assert isinstance(result, Appended)
+        assert check(store) == ["n0", "n", "n"]
+        assert list(result.events) == store.events("control:acme", start=3)
+        assert len(sent) == 1
+        store.transact([append()])
+        assert check(store) == ["n0", "n", "n", "n"]
+
+    def test_a_step_that_did_not_take_place_is_sent_again(self, store: PostgresStore) -> None:
+        store.transact([append()])
+        end_backend(store)
+        store.transact([append()])
+        assert check(store) == ["n0", "n", "n"]
+
+    def test_a_statement_that_was_dropped_is_prepared_again(self, store: PostgresStore) -> None:
+        for _ in range(2):
+            store.transact([append()])
+        assert store._writer is not None
+        store._writer.pgconn.exec_(b"DEALLOCATE ALL")
+        store.transact([append()])
+        assert check(store) == ["n0", "n", "n", "n"]
 
     def test_the_node_is_told_when_its_row_is_gone(self, store: PostgresStore) -> None:
         store.register(NodeRow(node="n", host="h", boot="b", pid=1, pid_start=1, lease_until=store.now() + 10**9))
