@@ -216,7 +216,7 @@ def _stopped(inc: Incarnation, message: wire.Llm, place: Place, verdict: Verdict
     """
     run, judged = inc.run, cut.judged
     data = {"id": place.id, **judged.data(), "status": "fault", "message": cut.message, "cut": cut.delivered}
-    data["code"], data["rule"] = judged.code, judged.verdict.rule
+    data |= {"code": judged.code, "rule": judged.verdict.rule, **run.beyond.labels.told(dump(cut.text))}
     draft = run.recorder.draft(Kind.OUTCOME, data, {"received": dump(cut.text)})
     # What the provider counted is not known any more: it is settled at what was reserved.
     run.recorder.note(draft, settlements(verdict.reservations, sent=True))

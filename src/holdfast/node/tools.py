@@ -114,7 +114,7 @@ async def perform(
                 run.header.tenant, message.name, sent, key, timeout, run.services.before_dial
             )
         except ConnectorFailure as failure:
-            if await _failed(inc, message, place, action, passage.verdict, failure, retry, last):
+            if await _failed(inc, message, place, connector, action, passage.verdict, failure, retry, last):
                 action = msgspec.structs.replace(action, attempt=action.attempt + 1)
                 continue
             return
@@ -185,6 +185,7 @@ async def _failed(
     inc: Incarnation,
     message: wire.Tool,
     place: Place,
+    connector: ConnectorSettings,
     action: Action,
     verdict: Verdict,
     failure: ConnectorFailure,
@@ -198,16 +199,19 @@ async def _failed(
     if unknown and action.effect == Effect.IRREVERSIBLE:
         raise doubt(run, place.id, f"{text}; whether it happened is not known")
     code = StepTimeout.code if failure.timeout else StepError.code
+    # What a connector says of its failure may hold what it read.
+    said = Ended(ok=False, code=code, value=str(failure), labels=action.labels)
+    taken = run.beyond.labels.take(action, said, sources(message.name, connector)) if failure.sent else {}
     # An irreversible call that left is not tried again, whatever the receiver said of it.
     final = failure.sent and action.effect == Effect.IRREVERSIBLE
     if action.attempt < last and failure.retryable and not final:
         at = run.services.clock.now() + backoff_us(retry, action.attempt)
-        data = {"id": place.id, "attempt": action.attempt, "code": code, "message": text, "retry_at": at}
+        data = {"id": place.id, "attempt": action.attempt, "code": code, "message": text, "retry_at": at, **taken}
         run.recorder.note(run.recorder.draft(Kind.ATTEMPT_FAILED, data), settle)
         await run.recorder.flush()
         await run.services.until(at)
         return True
-    data = {"id": place.id, "status": "fault", "code": code, "message": text}
+    data = {"id": place.id, "status": "fault", "code": code, "message": text, **taken}
     run.recorder.note(run.recorder.draft(Kind.OUTCOME, data), settle)
     run.recorder.push()
     inc.fault(message.id, code, text)
@@ -229,11 +233,13 @@ async def _compensate(inc: Incarnation, number: int, place: Place, sha: str) -> 
     run = inc.run
     await run.recorder.flush()
     ids = list(reversed(run.state.compensable))
-    undo = [await undoing(run, run.state.records[id_]) for id_ in ids]
+    undo = [await undoing(run, run.state.records[id_], handed_on=True) for id_ in ids]
+    # The agent now sees what stood behind the handles of these calls.
+    seen = [label for id_ in ids for label in run.state.records[id_].action.labels]
     value = dump([one for one in undo if one is not None], "the calls that undo")
     action = Action(kind="sample", name="compensate", id=place.id, digest=sha)
     sample = {"action": action, "parent": place.parent, "place": place.place}
-    outcome = {"id": place.id, "status": "ok", "effect": {"undone": ids}}
+    outcome = {"id": place.id, "status": "ok", "effect": {"undone": ids}, **run.beyond.labels.told(b"", seen)}
     await run.recorder.write(
         run.recorder.draft(Kind.SAMPLE, sample, {"result": value}),
         run.recorder.draft(Kind.OUTCOME, outcome, {"result": value}),
@@ -241,15 +247,17 @@ async def _compensate(inc: Incarnation, number: int, place: Place, sha: str) -> 
     inc.reply(number, value)
 
 
-async def undoing(run: Run, record: Record) -> dict[str, object] | None:
-    """The call that undoes a compensable effect; None when its author named none."""
+async def undoing(run: Run, record: Record, *, handed_on: bool = False) -> dict[str, object] | None:
+    """The call that undoes a compensable effect; None when its author named none. With what the effect gave; with
+    ``handed_on`` only what the agent got of that."""
     if not record.undo:
         return None
     tenant = run.header.tenant
     args = await run.services.payload(tenant, record.args) if record.args else None
-    result = None if record.received else record.value
-    if result is None:
-        result = await run.services.payload(tenant, record.received or record.result)
+    whole = record.received if not handed_on else ""
+    result = None if whole else record.value
+    if result is None and (whole or record.result):
+        result = await run.services.payload(tenant, whole or record.result)
     inside = record.action.witness == Witness.BOUNDARY
     return {
         "kind": "tool" if inside else "connector",
