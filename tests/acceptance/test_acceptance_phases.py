@@ -42,6 +42,11 @@ AGENT = f"""
             return tried(lambda: ctx.tool("book", card=CARD))
 
         @workflow
+        def waits(self, ctx):
+            ctx.tool("book", card=CARD)
+            ctx.wait_signal("never")
+
+        @workflow
         def answer(self, ctx):
             return ctx.llm.generate("say")
 
@@ -169,6 +174,15 @@ def test_what_was_done_and_not_handed_on_can_still_be_undone(desk: Any) -> None:
         state = service.run(view.run_id)
     assert state.status == "completed"
     assert (desk.folder / "booked.txt").read_text() == CARD + "\n"
+
+
+def test_what_a_kill_undoes_is_what_was_done_and_not_what_was_handed_on(desk: Any) -> None:
+    run = desk.submit("reader.py:Reader", {}, workflow="waits", policies=cards("redact", "[tool]", "[after]"))
+    assert desk.drive(run).status == "suspended"
+    with desk.service() as service:
+        service.kill("run", run, reason="stop", principal=desk.person, compensate=True)
+    assert desk.drive(run).status == "killed"
+    assert (desk.folder / "unbooked.txt").read_text() == CARD + "\n"
 
 
 def test_an_answer_of_a_model_is_redacted(desk: Any, model_server: Callable[..., Any]) -> None:

@@ -92,7 +92,9 @@ async def _one(run: Run, record: Record, kill: str) -> str:
     if known is not None and known.state == "open" and effect is Effect.IRREVERSIBLE:
         return await _gave_up(run, at, "it was begun and its outcome is not known", sent=True)
     args = await run.services.payload(tenant, record.args) if record.args else b"{}"
-    result = await run.services.payload(tenant, record.result) if record.result else b"null"
+    # What the effect itself gave, not what the rules left of that for the agent.
+    given = record.received or record.result
+    result = await run.services.payload(tenant, given) if given else b"null"
     if args is None or result is None:
         return "its arguments or its result were erased"
     action = Action(
@@ -101,6 +103,7 @@ async def _one(run: Run, record: Record, kill: str) -> str:
         id=at.id,
         args=load(args),
         digest=digest("tool", record.undo, args),
+        labels=record.action.labels,
         effect=effect,
         attempt=(known.attempt if known else 0) + 1,
     )
