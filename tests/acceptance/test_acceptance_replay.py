@@ -165,3 +165,14 @@ def test_recorded_actions_are_explained_and_covered(recorded: Any) -> None:
     assert covered["runs"] == len(runs)
     assert covered["actions"] == covered["gated"] > 20
     assert covered["bypasses"] == {}
+
+
+def test_what_is_learnt_from_runs_lets_them_go_as_they_went(recorded: Any) -> None:
+    told = recorded.json("policy", "learn", "--output", "learnt.yaml")
+    assert (told["runs"], told["agents"]) == (7, ["clerk"])
+    assert {policy["category"] for policy in told["policies"]} >= {"tool_allowlist", "model_allowlist", "budget_usd"}
+    assert any("may call pay" in note for note in told["notes"])
+    assert recorded.json("policy", "lint", "learnt.yaml")["problems"] == []
+    replayed = recorded.json("policy", "replay", "learnt.yaml")
+    assert (replayed["new_denials"], replayed["new_approvals"], replayed["redactions"]) == (0, 0, -3)
+    assert recorded.cli("policy", "learn", "--output", "learnt.yaml").returncode == 2

@@ -66,7 +66,7 @@ class _Line:
         self.latest: dict[str, int] = {}
         """Place of each step's latest attempt there."""
         self.begun: dict[str, Decided] = {}
-        """By step: its latest decision, where something looks at what comes back."""
+        """By step: the decision under which it is under way."""
         self.prices: dict[str, tuple[int, int]] = {}
         """By step: the lowered output limit, and the price of an output token."""
 
@@ -126,7 +126,8 @@ class Replay:
         if item.id in line.prices:
             limit, price = line.prices.pop(item.id)
             line.delta.saved += max(item.output_tokens - limit, 0) * price
-        if (begun := line.begun.pop(item.id, None)) is not None and item.value is not None:
+        begun = line.begun.pop(item.id, None)
+        if begun is not None and item.value is not None and self._looks(begun, item):
             self._after(begun, item, item.value, line)
         reserved = line.reserved.pop(item.id, ())
         if not reserved:
@@ -146,13 +147,17 @@ class Replay:
             return
         same = _count(delta, verdict, was, pinned=was.bundle == self._bundle.digest)
         delta.shadow += any(hit.mode == "shadow" and hit.outcome is not Outcome.ALLOW for hit in verdict.hits)
-        if item.went and ("after", item.action.gate) in self._bundle.later:
+        if item.went:
             line.begun[item.action.id] = item
         if item.went and self._bundle.historic:
             line.record[item.seq] = past(item.action, item.facts.now, item.facts.agent, self._bundle.figures)
             line.latest[item.action.id] = item.seq
         if not same:
             self._compare(item, verdict, line)
+
+    def _looks(self, begun: Decided, item: Done) -> bool:
+        """Whether rules look at what came back, or did."""
+        return item.verdict is not None or ("after", begun.action.gate) in self._bundle.later
 
     def _after(self, begun: Decided, item: Done, value: Callable[[], Any], line: _Line) -> None:
         """What the candidate says of what came back."""
