@@ -48,6 +48,17 @@ def _load(path: Path) -> Any:
 _probes = _load(HERE / "escape_probes.py")
 _probes.add_syscalls(sorted(syscalls.DENIED | {"clone3", "openat2"}))
 NAMES = tuple(_probes.PROBES)
+_weaker = _load(HERE / "escape_weaker.py")
+OPENED = {
+    "a network of its own": {"same_network_namespace", "host_loopback_tcp", "host_loopback_udp", "metadata_service"},
+    "IPC of its own": {"same_ipc_namespace"},
+    "a host name of its own": {"host_name"},
+    "a read-only root": {"write_root"},
+    "a filter": {"no_filter", "syscall:keyctl", "syscall:unshare"},
+    "hidden files": {"secret:.env", "secret:.ssh/id_ed25519"},
+    "a uid of its own": {"user_is_root"},
+}
+"""What is left out of the namespace level to attacks that work then."""
 
 
 def _environment() -> dict[str, str]:
@@ -67,7 +78,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--mount-proc"),
-            *(sys.executable, str(RUNNER), str(world), *LEVELS),
+            *(sys.executable, str(RUNNER), str(world), *LEVELS, *(_weaker.PREFIX + name for name in OPENED)),
         ],
         env=_environment(),
         capture_output=True,
@@ -149,6 +160,16 @@ def test_a_fork_bomb_is_bounded_and_ends_with_its_boundary(results: dict[str, An
     assert 40 <= found["most"] <= 65
     assert found["gone"]
     assert found["left"] == []
+
+
+def test_every_way_to_be_weaker_is_tried() -> None:
+    assert set(OPENED) == set(_weaker.NAMES)
+
+
+@pytest.mark.parametrize("left_out", OPENED)
+def test_a_boundary_with_one_thing_left_out_is_open(results: dict[str, Any], left_out: str) -> None:
+    found = results[_weaker.PREFIX + left_out]
+    assert {name for name in OPENED[left_out] if found[name] != "open"} == set()
 
 
 def test_attacks_refuse_to_run_on_the_host(tmp_path: Path) -> None:
