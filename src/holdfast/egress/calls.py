@@ -37,6 +37,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """Over all answers that are asked for."""
     input_tokens: int
     tier: str = ""
+    caches: bool = False
+    """Whether it may write to a cache, which costs more than reading text."""
+    speaks: bool = False
+    """Whether it may hold sound, or ask for it."""
     limits: tuple[tuple[str, ...], ...] = ()
     """Where in the body the output limit stands, or is put; empty: it has none."""
     answers: int = 1
@@ -60,7 +64,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             options = data.get("stream_options")
             data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
             changed = True
-        return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() if changed else None
+        return json.dumps(data, separators=(",", ":")).encode() if changed else None
 
 
 class _Protocol(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +192,8 @@ _POINTERS = frozenset(
     }
 )  # fmt: skip
 """Members by which a request takes in what is not in it."""
+_CACHES = re.compile(r'"(cache_control|cachePoint)"')
+_SOUND = re.compile(r"audio", re.IGNORECASE)
 _MARKS = re.compile(r'"type"\s*:\s*"(web_search|web_fetch|mcp|file_search|code_interpreter|computer)')
 _IMAGES = re.compile(r'"(image|image_url|input_image|inlineData|inline_data|input_audio)"')
 _DOCUMENTS = re.compile(r'"(document|input_file|file|video)"|application/pdf|"mimeType"\s*:\s*"(video|audio)/')
@@ -214,26 +220,30 @@ def recognise(head: RequestHead, body: Body) -> Call | None:
             placed = found.groupdict().get("model")
             named = _model(unquote(placed)) if placed else data.get("model")
             if protocol.batch:
-                return _batch(host or protocol.provider, protocol, data, body)
-            return _call(host or protocol.provider, protocol, named if isinstance(named, str) else "", data, body)
+                return _batch(host or protocol.provider, protocol, data)
+            return _call(host or protocol.provider, protocol, named if isinstance(named, str) else "", data)
     return _unreadable(host, _PROTOCOLS[0]) if host and _UNKNOWN.search(path) else None
 
 
-def _call(provider: str, protocol: _Protocol, model: str, data: dict[str, Any], body: Body) -> Call:
+def _call(provider: str, protocol: _Protocol, model: str, data: dict[str, Any]) -> Call:
     asked_for = (data.get("n"), data.get("best_of"), _at(data, ("generationConfig", "candidateCount")))
     answers = max(1, *map(_number, asked_for))
     limits = {place: count for place in protocol.limits if (count := _number(_at(data, place)))}
     limit = max(limits.values(), default=CEILING)
     stream = data.get("stream") is True
     asked = data.get("stream_options")
+    # Written anew, so that no escape hides what is in it.
+    text = json.dumps(data, ensure_ascii=False)
     asks = protocol.read is usage.openai_chat and stream and provider != "mistral"
     return Call(
         provider=provider,
         model=model,
         read=protocol.read,
         max_tokens=limit * answers if protocol.output else 0,
-        input_tokens=_input(data, body),
+        input_tokens=_input(data, text),
         tier=_tier(data.get("service_tier")),
+        caches=_CACHES.search(text) is not None,
+        speaks=_SOUND.search(text) is not None,
         limits=(tuple(limits) or protocol.limits[:1]) if protocol.output else (),
         answers=answers,
         ask_usage=asks and not (isinstance(asked, dict) and asked.get("include_usage") is True),
@@ -241,21 +251,23 @@ def _call(provider: str, protocol: _Protocol, model: str, data: dict[str, Any], 
     )
 
 
-def _batch(provider: str, protocol: _Protocol, data: dict[str, Any], body: Body) -> Call:
+def _batch(provider: str, protocol: _Protocol, data: dict[str, Any]) -> Call:
     """Many requests at once. Their answers come later and elsewhere, so that the worst case is what counts."""
     given = data.get("requests")
     requests = [_at(one, ("params",)) for one in given] if isinstance(given, list) else []
     if not requests or not all(isinstance(one, dict) for one in requests):
         return _unreadable(provider, protocol)
-    calls = [_call(provider, protocol, str(one.get("model", "")), one, body) for one in requests]
+    calls = [_call(provider, protocol, str(one.get("model", "")), one) for one in requests]
     models = {call.model for call in calls}
     return Call(
         provider=provider,
         model=models.pop() if len(models) == 1 else "",
         read=protocol.read,
         max_tokens=sum(call.max_tokens for call in calls),
-        input_tokens=_input(data, body) + FRAME * len(calls),
+        input_tokens=sum(call.input_tokens for call in calls),
         tier="batch",
+        caches=any(call.caches for call in calls),
+        speaks=any(call.speaks for call in calls),
         data=data,
     )
 
@@ -282,10 +294,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _input(data: dict[str, Any], body: Body) -> int:
+def _input(data: dict[str, Any], text: str) -> int:
     """A token stands for at least one byte; what is only pointed to, and images, count at their most."""
-    text = body.decoded.decode("utf-8", "replace")
-    total = len(body.decoded) + FRAME + IMAGE * len(_IMAGES.findall(text))
+    total = len(text.encode("utf-8", "surrogatepass")) + FRAME + IMAGE * len(_IMAGES.findall(text))
     if _DOCUMENTS.search(text) or _MARKS.search(text) or _points(data):
         total += REMOTE
     return total

@@ -48,9 +48,7 @@ class Exchange:
         self.worst_cost: int | None = None
         rates = self._rates(call.model, call.tier, call.input_tokens)
         if rates is not None:
-            price = rates.price
-            dearest = max(price.input, price.cache_write, price.cache_read, *_input_rates(rates))
-            output = max(price.output, rates.more.get("output_audio", 0))
+            dearest, output = _dearest(rates, call)
             self.price = Price(input=dearest, output=output, cache_read=dearest, cache_write=dearest)
             self.worst_cost = dearest * call.input_tokens + output * call.max_tokens
         self._allowed = call.max_tokens
@@ -166,8 +164,15 @@ def charge(rates: Rates, tally: Tally) -> int | None:
     )
 
 
-def _input_rates(rates: Rates) -> tuple[int, ...]:
-    return tuple(rates.more.get(unit, 0) for unit in ("cache_write_1h", "input_audio"))
+def _dearest(rates: Rates, call: Call) -> tuple[int, int]:
+    """What a token in and a token out cost at most."""
+    price, more = rates.price, rates.more
+    read, said = max(price.input, price.cache_read), price.output
+    if call.caches:
+        read = max(read, price.cache_write, more.get("cache_write_1h", 2 * price.input))
+    if call.speaks:
+        read, said = max(read, more.get("input_audio", 0)), max(said, more.get("output_audio", 0))
+    return read, said
 
 
 def _halved(rates: Rates) -> Rates:

@@ -419,8 +419,19 @@ class TestBefore:
         assert found is not None
         assert found.max_tokens == 100
         assert found.input_tokens >= len(json.dumps(CALL))
+        escaped = json.dumps(CALL).replace("hi", "\\u00e9\\ud800").encode()
+        again = begin(escaped)
+        assert again is not None
+        assert again.input_tokens >= found.input_tokens
+        assert again.limited(1)
+        assert found.price == Price(input=1000, output=5000, cache_read=1000, cache_write=1000)
+        assert found.worst_cost == found.input_tokens * 1000 + 100 * 5000
+
+    def test_what_may_be_written_to_a_cache_counts_as_written_for_an_hour(self) -> None:
+        text = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
+        found = begin(CALL | {"messages": [{"role": "user", "content": [text]}]})
+        assert found is not None
         assert found.price == Price(input=2000, output=5000, cache_read=2000, cache_write=2000)
-        assert found.worst_cost == found.input_tokens * 2000 + 100 * 5000
 
     def test_a_model_without_a_price_has_no_worst_case(self) -> None:
         found = begin(CALL | {"model": "no-such-model"})
@@ -482,7 +493,7 @@ class TestBefore:
         found = begin(body, "/v1/messages/batches")
         assert found is not None
         assert (found.model, found.max_tokens) == ("claude-haiku-4-5", 300)
-        assert found.worst_cost == found.input_tokens * 1000 + 300 * 2500
+        assert found.worst_cost == found.input_tokens * 500 + 300 * 2500
 
     @pytest.mark.parametrize(
         ("path", "host"),
@@ -535,7 +546,6 @@ class TestBefore:
         found = begin(CALL, "/proxy/v1/messages", "127.0.0.1")
         assert found is not None
         assert (found.provider, found.model) == ("anthropic", "claude-haiku-4-5")
-
 
     def test_azure_names_the_model_by_its_deployment(self) -> None:
         found = begin({"messages": []}, "/openai/deployments/o3-mini/chat/completions", "me.openai.azure.com")
@@ -687,4 +697,5 @@ def test_no_answer_breaks_the_meter(data: bytes, kind: bytes) -> None:
 def test_no_request_breaks_the_meter(body: Any) -> None:
     for path in ("/v1/messages", "/v1/chat/completions", "/v1/responses", "/model/m/converse", "/v1/messages/batches"):
         data = json.dumps(body).encode()
-        recognise(post("api.openai.com", path), Body(data=data, decoded=data))
+        call = recognise(post("api.openai.com", path), Body(data=data, decoded=data))
+        assert call is None or call.limited(1) is None or json.loads(call.limited(1) or b"")
