@@ -71,6 +71,9 @@ def test_runs_are_replayed_from_any_store(acme: SqlStore, tmp_path: Path) -> Non
     # The child began after its parent would have stopped.
     assert [(found[run].not_reached, found[run].saved) for run in ("r-1", "r-2", "r-3")] == [(1, 10), (1, 5), (0, 0)]
     assert [one.run for one in replay.recorded(acme, replay.recorded_runs(acme, runs=["r-3"]))] == ["r-3"]
+    assert replay.recorded_runs(acme, since=NOW + 1) == [one for one in streams if one.header.stream == "r-2"]
+    with pytest.raises(UsageError, match="no run r-9"):
+        replay.recorded_runs(acme, runs=["r-9"])
 
 
 def test_arguments_that_were_erased_are_told(acme: SqlStore, tmp_path: Path) -> None:

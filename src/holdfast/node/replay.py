@@ -18,7 +18,7 @@ import msgspec
 
 from holdfast.action import Action, Facts, Verdict
 from holdfast.audit.redecide import Undecidable, arguments
-from holdfast.errors import PayloadError, StoreError
+from holdfast.errors import PayloadError, StoreError, UsageError
 from holdfast.journal.base import StreamKind, StreamState
 from holdfast.journal.event import Kind
 from holdfast.journal.evidence import Evidence
@@ -286,12 +286,12 @@ def recorded_runs(store: Evidence, *, tenant: str = "", runs: Sequence[str] = ()
     """The runs to replay: those named with their descendants, or all of a tenant, begun at ``since`` or later.
 
     Raises:
-        StoreError: a run that is named does not exist.
+        UsageError: a run that is named does not exist.
     """
     found = store.streams(tenant=tenant or None, kind=StreamKind.RUN)
     if runs:
         known = {one.header.stream for one in found}
         if missing := [run for run in runs if run not in known]:
-            raise StoreError(f"there is no run {missing[0]}; `holdfast runs list` shows them")
+            raise UsageError(f"there is no run {missing[0]}; `holdfast runs list` shows them")
         return [one for one in found if one.header.stream in runs or one.header.root in runs]
     return [one for one in found if one.header.created_at >= since]
