@@ -182,15 +182,17 @@ class Rig:
     async def send(self, raw: bytes) -> bytes:
         """Send bytes on a connection of their own; gives all that comes back until the proxy closes it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        answer = b""
         try:
             async with asyncio.timeout(WAIT_S):
+                # A reset ends what came before it, and does not undo it.
                 with contextlib.suppress(OSError):
                     writer.write(raw)
-                    await writer.drain()
-                    return await reader.read()
-            return b""
+                    while data := await reader.read(65_536):
+                        answer += data
         finally:
             writer.close()
+        return answer
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -284,9 +285,13 @@ async def test_client_that_trickles_its_head_is_let_go() -> None:
                 await asyncio.sleep(0.05)
 
         task = asyncio.create_task(trickle())
+        answer = b""
         async with asyncio.timeout(WAIT_S):
-            assert await reader.read() == b""
+            # What trickles on meanwhile may turn the end into a reset.
+            with contextlib.suppress(ConnectionError):
+                answer = await reader.read()
         task.cancel()
+        assert answer == b""
         assert not r.door.requests
 
 
@@ -305,7 +310,8 @@ async def test_stop_ends_everything_and_each_exchange_reports() -> None:
         async with asyncio.timeout(WAIT_S):
             await waiting.wait()
             await r.listener.close()
-            assert await reader.read() == b""
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
         assert [outcome.aborted for outcome in r.door.outcomes] == ["stopped"]
         writer.close()
 
