@@ -213,6 +213,8 @@ class Exchange:
         if sender is None:
             sender = await self.dial(go, head, dressed)
         else:
+            # From here on it is ours to end, whatever refuses the request.
+            self.sender = sender
             self.outlet.check_secret(head, dressed, (sender.address,))
             await self.outlet.door.before_dial(go.ticket)
         self._begin(sender, head, data, complete)
@@ -225,6 +227,7 @@ class Exchange:
             if self._gone or str(lost) == "timeout":
                 raise
         self.asker.watch(None)
+        self.outlet.drop(sender, "closed")
         sender = await self.dial(go, head, dressed)
         self._begin(sender, head, data, complete)
         return sender, None
@@ -386,7 +389,7 @@ class Exchange:
     async def _break_off(self, problem: Aborted) -> None:
         """The exchange failed: report, then tell the agent as far as it can still be told."""
         if self.sender is not None:
-            self.sender.abort(problem.reason)
+            self.outlet.drop(self.sender, problem.reason)
         await self._report(problem.reason)
         if self._started or problem.reason == "client_gone":
             self.asker.cut()

@@ -83,6 +83,11 @@ class Outlet:
         self.upstreams.discard(sender.stream)
         self.pool.give(_key(head), sender, self.loop.time())
 
+    def drop(self, sender: Sender, why: str) -> None:
+        """End an exchange's connection."""
+        self.upstreams.discard(sender.stream)
+        sender.abort(why)
+
     async def dial(self, head: RequestHead, addresses: tuple[str, ...], seconds: float) -> Sender:
         """A new connection.
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from holdfast.egress.base import Limits, Outcome
+from holdfast.egress.base import Limits, Outcome, Refused
 from holdfast.egress.coding import decoded
 from holdfast.testing.egress import WAIT_S, NotingDoor, Rig, in_loop, rig
 
@@ -380,3 +380,15 @@ async def test_what_is_held_for_decisions_is_bounded(monkeypatch: pytest.MonkeyP
         assert r.door.rejections[0].type == "too_much_held"
         assert r.listener.outlet.pool.held == 0
         assert (await r.send(asking(r, body=bytes(10_000)))).startswith(OK)
+
+
+@in_loop
+async def test_kept_connection_of_a_refused_request_is_not_leaked() -> None:
+    async with rig() as r:
+        first = asking(r).replace(b"Connection: close\r\n", b"")
+        assert (await r.send(first + asking(r))).count(OK) == 2
+        r.door.lease = Refused("the lease is too short", kind="lease", status=503)
+        assert (await r.send(asking(r))).startswith(b"HTTP/1.1 503")
+        assert [outcome.aborted for outcome in r.door.outcomes] == ["", "", "lease"]
+        assert r.upstream.connections == 1
+        assert not r.listener.outlet.upstreams
