@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEERS := .venv-bench
 PROXIES := .venv-proxies
 
-.PHONY: setup demo test lint bench crash mutants admission docs clean
+.PHONY: setup demo test lint bench crash mutants admission microvm docs clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,11 @@ mutants: $(STAMP)
 fuzz: $(STAMP)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check atheris
 	@$(BIN)/python -m holdfast.testing.egress_fuzz -max_total_time=$(or $(SECONDS),3600) -timeout=10
+
+# Boots guests in software, for some minutes; needs qemu-system-x86 and linux-image-cloud-amd64.
+microvm: $(STAMP)
+	@command -v qemu-system-x86_64 >/dev/null || { echo "QEMU is missing: apt install qemu-system-x86 linux-image-cloud-amd64"; exit 1; }
+	@HOLDFAST_MICROVM=1 $(BIN)/python -m pytest tests/security/test_security_microvm.py
 
 docs: $(STAMP)
 	@$(BIN)/python -m holdfast.cli.reference docs/reference

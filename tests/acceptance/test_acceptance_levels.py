@@ -11,7 +11,8 @@ import pytest
 
 from holdfast.sandbox import levels
 
-LEVELS = [name for name in levels.AVAILABLE if name != levels.DEFAULT]
+LEVELS = [name for name in levels.AVAILABLE if name not in (levels.DEFAULT, "microvm")]
+"""A guest of level microvm boots for too long here: ``make microvm`` runs a workflow in one."""
 
 AGENT = """
 from holdfast import DeniedError, agent, workflow

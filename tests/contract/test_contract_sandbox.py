@@ -758,9 +758,12 @@ def test_probe_boots_a_command(name: str) -> None:
     assert (found.level, found.available, found.reason) == (name, True, "")
 
 
-def test_a_level_that_is_not_here_is_refused_by_name() -> None:
-    with pytest.raises(IsolationError, match=r"microvm is not in this version.*process.*namespace.*gvisor"):
-        levels.level("microvm")
+def test_without_qemu_level_microvm_is_refused_with_the_cure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, **_: None)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    spec = Spec(argv=("true",), label=Label(tenant="t"), home=home)
+    with pytest.raises(IsolationError, match=r"needs QEMU.*apt install qemu-system-x86"):
+        run(levels.level("microvm").start(spec))
 
 
 @pytest.mark.parametrize("level", ["container", "gvisor"])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from holdfast.errors import IsolationError, UsageError
+from holdfast.errors import UsageError
 from holdfast.sandbox import uids
 from holdfast.sandbox.base import Level
 
 NAMES = ("process", "landlock", "namespace", "container", "gvisor", "microvm")
 """Every level, weakest first."""
 DEFAULT = "namespace"
-AVAILABLE = ("process", "landlock", "namespace", "container", "gvisor")
+AVAILABLE = NAMES
 """Levels that this version has."""
 IN_PLACE = ("process", "landlock")
 """Levels without mounts: a mount is where its source is."""
@@ -40,9 +40,8 @@ def level(name: str = DEFAULT, *, uid_range: tuple[int, int] | None = None) -> L
         from holdfast.sandbox.container import ContainerLevel
 
         return ContainerLevel(name, uid_range or uids.DEFAULT_RANGE)
-    if name in NAMES:
-        raise IsolationError(
-            f"isolation level {name} is not in this version of Holdfast; "
-            f"available: {', '.join(AVAILABLE)} (choose with --isolation)"
-        )
+    if name == "microvm":
+        from holdfast.sandbox.microvm import MicrovmLevel
+
+        return MicrovmLevel(uid_range or uids.DEFAULT_RANGE)
     raise UsageError(f"there is no isolation level {name!r}; the levels are {', '.join(NAMES)}")
