@@ -14,6 +14,7 @@ BLOB_BYTES = 64 << 20
 """Bytes of large values that a worker may have under way."""
 HIGH_WATER = 4 << 20
 """Bytes waiting for the worker above which nothing more is read from it."""
+_LONGEST = 4 + wire.MAX_FRAME
 
 
 class Channel(asyncio.Protocol):
@@ -58,10 +59,17 @@ class Channel(asyncio.Protocol):
         if self._ended:
             return
         try:
-            # Most of the time exactly one whole frame came: then there is nothing to cut or to keep.
-            if not self._deframer.pending and 4 < len(data) == 4 + int.from_bytes(data[:4], "big") <= wire.MAX_FRAME:
-                self._take(data[4:])
-                return
+            if not self._deframer.pending:
+                # Most of the time whole frames came: then there is nothing to keep.
+                at, end = 0, len(data)
+                while at + 4 < (stop := at + 4 + int.from_bytes(data[at : at + 4], "big")) <= min(end, at + _LONGEST):
+                    self._take(data[at + 4 : stop])
+                    if self._ended:
+                        return
+                    at = stop
+                if at == end:
+                    return
+                data = data[at:]
             self._deframer.feed(data)
             for body in self._deframer:
                 self._take(body)

@@ -85,7 +85,7 @@ class Incarnation:
         if self.leaving or self.ended.done() or self.run.stop.done():
             return
         self.idle.clear()
-        handler = _OWN.get(type(message)) or HANDLERS.get(type(message))
+        handler = HANDLERS.get(type(message)) or _OWN.get(type(message))
         if handler is None:
             raise ProtocolError(f"{wire.describe(message)} is not for a worker to say")
         if type(message) is not wire.Ready and not self.ready.done():

@@ -49,6 +49,8 @@ class Recorder:
         self._settle: list[Settlement] = []
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
+        """When the oldest note came, by the loop's clock."""
         self._latest: asyncio.Future[Result] | None = None
         """The last append that was handed over: appends become durable in the order of their handing over."""
         self._loop = asyncio.get_running_loop()
@@ -81,13 +83,25 @@ class Recorder:
 
     def note(self, draft: Draft, settle: Iterable[Settlement] = ()) -> None:
         """Take a draft along with the next commit, at the latest after NOTE_DELAY."""
+        if not self._notes:
+            self._since = self._loop.time()
         self._notes.append(draft)
         self._settle.extend(settle)
         self._bytes += sum(map(len, draft.payloads.values()))
         if len(self._notes) >= MAX_NOTES or self._bytes >= MAX_NOTE_BYTES:
             self.push()
         elif self._timer is None:
-            self._timer = self._loop.call_later(NOTE_DELAY, self.push)
+            self._timer = self._loop.call_later(NOTE_DELAY, self._due)
+
+    def _due(self) -> None:
+        """The time of the oldest note may be up. One timer for whatever comes: a step would not pay for its own."""
+        self._timer = None
+        if self._notes:
+            left = self._since + NOTE_DELAY - self._loop.time()
+            if left > 0:
+                self._timer = self._loop.call_later(left, self._due)
+            else:
+                self.push()
 
     def push(self) -> asyncio.Future[Result] | None:
         """Send the notes off without waiting; None when there are none."""
@@ -218,9 +232,6 @@ class Recorder:
         return await self._writer.submit(append)
 
     def _take_notes(self) -> Append | None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if not self._notes:
             return None
         append = Append(

@@ -34,6 +34,10 @@ HOLD_POLL_US = 50_000
 """A place among those that are held may be free again long before it lapses, so it is asked for this often."""
 
 
+_NONE: Mapping[str, Refusal] = {}
+_EFFECTS: Mapping[str, Effect] = {effect.value: effect for effect in Effect}
+
+
 def pause_us(verdict: Verdict) -> int:
     """How long a throttled action waits before it is decided again."""
     pause = max(verdict.retry_after_us, 1000)
@@ -126,11 +130,9 @@ class Run:
     ) -> Facts:
         """Facts for a decision now; with an action, also what the rules ask of the record about it."""
         state, header = self.state, self.header
-        counters = state.counters
-        if self._inflight:
-            counters = dict(counters)
-            for key, count in self._inflight.items():
-                counters[key] = counters.get(key, 0) + count
+        counters = dict(state.counters)
+        for key, count in self._inflight.items():
+            counters[key] = counters.get(key, 0) + count
         now = self.services.clock.now()
         facts = Facts(
             now=now,
@@ -147,16 +149,17 @@ class Run:
             deployment=header.deployment,
             started_at=state.started_at or now,
             active_at=state.active_at or now,
-            counters=dict(counters),
+            counters=counters,
             price=price,
             kills=self.control.kills,
             kill_generation=self.control.generation,
             grants=tuple(record.grants) if record else (),
             approval_state=record.approval_state if record else "",
             recent=(*state.recent, *self._inflight_recent),
-            refusals=dict(refusals),
-            **self.beyond.now(),
+            refusals=dict(refusals) if refusals else _NONE,
         )
+        if beyond := self.beyond.now():
+            facts = msgspec.structs.replace(facts, **beyond)
         if action is None:
             return facts
         if self.bundle.vouches or self.bundle.people or self.bundle.cites:
@@ -485,7 +488,4 @@ def never_again(action: Action) -> bool:
 
 def effect_of(word: str) -> Effect:
     """An effect class by its word; an unknown one counts as irreversible."""
-    try:
-        return Effect(word)
-    except ValueError:
-        return Effect.IRREVERSIBLE
+    return _EFFECTS.get(word, Effect.IRREVERSIBLE)
