@@ -226,14 +226,14 @@ class _Target:
             procs.send_kill(fd)
 
     def hasten(self) -> None:
-        """After every :meth:`strike`: what took time is done now, and nothing else is to hold the end up."""
-        self._find_outer()
+        """After every :meth:`strike`: nothing else is to hold the end of it up."""
         if self.entry.init is not None:
             procs.hasten([self.entry.init.pid], first=True)
             procs.hasten(cgroup.threads(self.paths))
 
     def gone(self, deadline: float) -> bool:
         """Wait until nothing is left, at most until ``deadline`` (monotonic)."""
+        self._find_outer()
         if not procs.wait_gone(self.fds, deadline - time.monotonic()):
             return False
         if self.entry.init is not None and self.fds != [self.outer] and self.entry.level != "gvisor":
