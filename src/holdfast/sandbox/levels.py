@@ -22,7 +22,6 @@ def level(name: str = DEFAULT, *, uid_range: tuple[int, int] | None = None) -> L
 
     Raises:
         UsageError: there is no level of this name.
-        IsolationError: this version does not have it.
     """
     if name == "namespace":
         from holdfast.sandbox.namespace import NamespaceLevel
