@@ -363,7 +363,9 @@ class RunDoor:
         else:
             tokens = usage.input_tokens + usage.output_tokens + usage.cache_read_tokens + usage.cache_write_tokens
             data |= {"model": usage.model, "provider": usage.provider, "prices": usage.prices}
-            data |= {"tokens": tokens, "cost": usage.cost or 0}
+            data["tokens"] = tokens
+            if usage.cost is not None:
+                data["cost"] = usage.cost
             settle = settlements(verdict.reservations, cost=usage.cost, tokens=tokens)
         recorder.note(recorder.draft(Kind.OUTCOME, data), settle)
 
