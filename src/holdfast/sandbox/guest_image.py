@@ -8,6 +8,7 @@ what they are made of, and shared by all guests. What belongs to one run alone i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +52,8 @@ PROGRAMS = (
     "kill",
 )
 """Programs that a guest has beside Python, where the host has them."""
+KEPT_SECONDS = 7 * 86_400
+"""How long an image is kept that no node used."""
 MAX_RUN = 256 << 20
 """Bytes that one run's own mounts may hold."""
 _LIBRARIES = (
@@ -81,7 +85,9 @@ def image() -> Image:
     kernel, version = find_kernel()
     folder = cache_folder()
     folders = tuple((_ext4(folder, source), str(target)) for source, target in _folders())
-    return Image(kernel=kernel, initrd=_initrd(folder, version), folders=folders)
+    made = Image(kernel=kernel, initrd=_initrd(folder, version), folders=folders)
+    _sweep(folder, {made.initrd, *(path for path, _ in folders)})
+    return made
 
 
 def find_kernel() -> tuple[Path, str]:
@@ -110,6 +116,17 @@ def cache_folder() -> Path:
     except OSError as error:
         raise IsolationError(f"the images of microVMs cannot be kept in {folder}: {error.strerror}") from None
     return folder
+
+
+def _sweep(folder: Path, used: set[Path]) -> None:
+    """Remove what nobody used for long. A guest that runs keeps its images: they are open."""
+    now = time.time()
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if path in used:
+                os.utime(path)
+            elif now - path.stat().st_mtime > KEPT_SECONDS:
+                path.unlink()
 
 
 def _folders() -> list[tuple[Path, Path]]:
