@@ -1,4 +1,4 @@
-"""An agent that hunts for the secret that is added to its requests: in what comes back, and in all that it can reach."""
+"""An agent hunts for the secret that is added to its requests: in what comes back, and in all that it can reach."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 sends itself the signal (STOP, KILL) in the thread that commits the COUNT-th event of that kind (``any``) whose action
 has that name (empty: any): right before it is durable, or right after (the default), before anybody hears of it.
 
-With ``dial`` as KIND the signal comes at the COUNT-th send, right before the lease is checked. ``unchecked`` as the last
-word leaves that check out: the twin that shows what the check alone holds back.
+With ``dial`` as KIND the signal comes at the COUNT-th send, right before the lease is checked. ``unchecked`` as the
+last word leaves that check out: the twin that shows what the check alone holds back.
 """
 
 from __future__ import annotations
