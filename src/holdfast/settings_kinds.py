@@ -116,6 +116,10 @@ def _paths_text(value: str, base: Path) -> tuple[Path, ...]:
     return tuple(base / Path(item).expanduser() for item in _texts_text(value, base))
 
 
+def _path(value: Any, base: Path) -> Path:
+    return base / Path(_text(value, base)).expanduser()
+
+
 def _number(value: Any, base: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{value!r}; write a number above 0")
@@ -232,6 +236,7 @@ def _list(value: Iterable[Any]) -> str:
 TEXT = Kind("text", _text, _text)
 TEXTS = Kind("list of texts", _texts, _texts_text, _list)
 PATHS = Kind("list of paths", _paths, _paths_text, _list)
+PATH = Kind("path", _path, _path)
 DURATION = Kind("duration", duration, duration, write_duration)
 SIZE = Kind("size", size, size, write_size)
 BOOLEAN = Kind("true or false", _boolean, _boolean_text, lambda value: str(value).lower())

@@ -12,12 +12,15 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast import values
 from holdfast.config import ConnectorSettings
 from holdfast.errors import PayloadError
 from holdfast.node.connector_process import GRACE, BeforeDial, ConnectorFailure, ConnectorProcess, Origin
+
+if TYPE_CHECKING:
+    from holdfast.node.http_connector import HttpConnectors
 
 __all__ = ["ConnectorFailure", "ConnectorPool"]
 
@@ -45,6 +48,7 @@ class ConnectorPool:
         output: int = 2,
         dial: float = DIAL,
         grace: float = GRACE,
+        http: HttpConnectors | None = None,
     ) -> None:
         self._connectors_of = connectors_of
         self._home = home
@@ -52,6 +56,7 @@ class ConnectorPool:
         self._output = output
         self._dial = dial
         self._grace = grace
+        self._http = http
         self._processes: dict[tuple[str, str], ConnectorProcess] = {}
         self._starting: dict[tuple[str, str], asyncio.Lock] = {}
 
@@ -93,6 +98,8 @@ class ConnectorPool:
         except PayloadError as error:
             raise ConnectorFailure(str(error), sent=False, retryable=False) from None
         timeout = (timeout_us or connector.timeout) / 1_000_000
+        if connector.url and self._http is not None:
+            return await self._http.call(tenant, name, connector, args, key, timeout, before_dial, undoes)
         process = await self._process(tenant, str(connector.folder))
         return await process.call(name, connector.call, data, undoes, key, timeout, before_dial)
 
@@ -103,9 +110,9 @@ class ConnectorPool:
             raise ConnectorFailure(
                 f"the tenant {tenant} has no connector {name}; configured: {known}", sent=False, retryable=False
             )
-        if not connector.call:
+        if not connector.call and (not connector.url or self._http is None):
             raise ConnectorFailure(
-                f"the connector {name} is not a Python callable; write call = in holdfast.toml",
+                f"the connector {name} is no Python callable and no URL; write call = or url = in holdfast.toml",
                 sent=False,
                 retryable=False,
             )

@@ -21,6 +21,7 @@ from holdfast.node.effects import Ledger
 from holdfast.node.incarnation import Incarnation
 
 if TYPE_CHECKING:
+    from holdfast.egress.base import Door
     from holdfast.egress.credentials import Credentials
     from holdfast.egress.guard import TenantGuard
     from holdfast.egress.meter import PriceMeter
@@ -82,6 +83,22 @@ class Egress:
     def open(self, inc: Incarnation, outer: socket.socket) -> Way:
         """Serve the egress channel of a run's process until :meth:`Way.close`."""
         return Way(self, inc, outer)
+
+    def operators(self, name: str, door: Door) -> Outlet:
+        """A way out for something that the operator named: private places are the operator's to name."""
+        from holdfast.egress.guard import OperatorGuard
+        from holdfast.egress.outlet import Outlet
+        from holdfast.egress.upstream import Pool
+
+        tenant = self.tenant(name)
+        return Outlet(
+            door=door,
+            guard=OperatorGuard(tenant.guard),
+            pool=Pool(),
+            sweeper=self.sweeper,
+            outfitter=tenant.credentials(""),
+            upstream_tls=tenant.tls,
+        )
 
     def tenant(self, name: str) -> Tenant:
         """A tenant's share.
