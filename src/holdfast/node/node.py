@@ -111,6 +111,7 @@ class Node:
         self._drivers: dict[str, Driver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._bundles: dict[str, Bundle] = {}
+        self._reading: asyncio.Future[Bundle | None] | None = None
         self.policies = Bundles(settings)
         self._glasses = Glasses(self.store)
         self._people = People(settings)
@@ -303,6 +304,9 @@ class Node:
         if epoch is None or fresh is None:
             return False
         self._tasks[name] = asyncio.ensure_future(self._drive(fresh, epoch))
+        if not self._root and self.policies.known(fresh.header.tenant, fresh.header.agent) is None:
+            # From now on a change of its files is seen, also while the run waits without a process.
+            self._reading = asyncio.ensure_future(self.standing(fresh.header))
         return True
 
     async def _drive(self, stream: StreamState, epoch: int) -> None:
