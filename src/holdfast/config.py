@@ -193,7 +193,7 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
         int,
         kinds.integer(0, 1000),
         "boundaries that a serving node keeps ready for each agent that it has run; 0: none",
-    ] = 1
+    ] = 0
     pool_memory: Annotated[
         int, kinds.SIZE, "memory that all boundaries without a run may use together, out of `[node] overhead`"
     ] = 64 << 20

@@ -39,6 +39,7 @@ class ReconciliationAgent:
 
     def execute(self, ctx, result):
         import os
+        import subprocess
         seen = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
@@ -46,6 +47,8 @@ class ReconciliationAgent:
                     seen[pid] = file.read().decode("utf-8", "replace")
             except OSError:
                 pass
+        # The worker's own process keeps its files in /proc to itself; a program that it starts does not.
+        seen["child"] = subprocess.run(["/usr/bin/env"], capture_output=True, text=True).stdout
         return {"result": result, "uid": os.getuid(), "net": os.readlink("/proc/self/ns/net"), "environ": seen}
 
 class NoAgent:
@@ -110,7 +113,7 @@ def test_the_designs_example_runs_governed_isolated_and_recorded(shell: Shell) -
     assert output["result"] == "approved"
     assert output["uid"] != 0
     assert output["net"] != os.readlink("/proc/self/ns/net")
-    assert output["environ"]
+    assert view["run_id"] in output["environ"]["child"]
     assert "sk-very-secret" not in done.out
     assert "node-only" not in done.out
     assert view["cost_usd"] > 0
@@ -147,7 +150,6 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, str], int, tuple[str, ...]]] = [
     (("run", TARGET, "--policy", "typo.yaml", *GIVEN), {}, 2, ("typo.yaml:3", "categry", "category")),
     (("run", TARGET, "--policy", "unknown.yaml", *GIVEN), {}, 2, ("unknown.yaml:3", "step_limits", "step_limit")),
     (("run", TARGET, "--policy", "none.yaml", *GIVEN), {}, 2, ("none.yaml",)),
-    (("run", TARGET, "--isolation", "microvm", *GIVEN), {}, 8, ("microvm", "namespace")),
     (("runs", "show", "run-nothing"), {}, 2, ("run-nothing", "holdfast runs list")),
     (("approvals", "approve", "nothing"), {}, 2, ("nothing", "holdfast approvals list")),
     (("kill", "lift", "nothing"), {}, 2, ("nothing", "holdfast kill list")),

@@ -52,6 +52,11 @@ AGENT = """
 """
 
 
+@pytest.fixture(autouse=True)
+def one_for_each_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_SANDBOX_POOL", "1")
+
+
 def waiting(lab: Any) -> list[registry.Entry]:
     """Boundaries that no run has, once the node says that as many are ready."""
     found = [entry for entry in registry.entries(lab.home) if not entry.label.run and entry.init is not None]
@@ -137,9 +142,9 @@ def test_a_kill_of_the_run_ends_a_boundary_that_was_ready_before_it(lab: Any) ->
         assert not procs.alive(mine.init)
 
 
-def test_none_is_kept_where_none_is_asked_for(lab: Any) -> None:
+def test_none_is_kept_where_none_is_asked_for(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOLDFAST_SANDBOX_POOL")
     lab.write("looker.py", AGENT.format(version=1))
-    lab.settings("[sandbox]\npool = 0\n")
     with lab.serving():
         assert [look(lab)[2] for _ in range(2)] == [False, False]
         assert waiting(lab) == []
