@@ -30,7 +30,7 @@ AGENT = """
 
         def look(self):
             # What a run before this one would have left behind in the same boundary.
-            before = [*SEEN, *os.listdir("."), *os.listdir("/tmp")]
+            before = [*SEEN, *os.listdir("."), *(name for name in os.listdir("/tmp") if name == "temporary")]
             SEEN.append("module")
             open("workspace", "w").close()
             open("/tmp/temporary", "w").close()

@@ -275,6 +275,8 @@ def _end(entries: list[Entry], home: Path, seconds: float) -> list[Ended]:
         with procs.urgent():
             without = [entry for entry in entries if entry.init is None]
             for entry in without:
+                # Before its end, which its node may see at once and then asks for the reason.
+                _mark_killed(home, entry.id)
                 _end_group(entry)
             found = search(without) if without else {}
             for entry in entries:
