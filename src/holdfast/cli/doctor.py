@@ -14,7 +14,7 @@ import typer
 
 from holdfast import config
 from holdfast import settings_kinds as kinds
-from holdfast.cli import doctor_memory, exits, opening, output
+from holdfast.cli import exits, opening, output
 from holdfast.errors import HoldfastError
 
 
@@ -24,6 +24,9 @@ def doctor(json: opening.Json = False) -> None:
     settings = config.load(home)
     shown = list(settings_shown(settings))
     checks = [_check(name, probe) for name, probe in _checks(settings, home)]
+    # What it takes to ask the nodes is not for every command's start.
+    from holdfast.cli import doctor_memory
+
     capacity = doctor_memory.capacity(settings, home)
     if json:
         found = {"home": str(home), "file": str(settings.file or "") or None, "settings": shown, "checks": checks}
@@ -160,6 +163,7 @@ def _boundary(settings: config.Settings) -> str:
 
 
 def _memory(settings: config.Settings) -> str:
+    from holdfast.cli import doctor_memory
     from holdfast.node.admission import node_memory
 
     memory, source = node_memory(settings)

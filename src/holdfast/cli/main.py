@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from typing import Annotated, Any
 
 import typer
@@ -107,6 +106,9 @@ def _last(error: Exception, argv: list[str]) -> int:
     if callable(words := getattr(error, "format_message", None)):
         return _refuse(f"{words()} (see: {_help(error)})", "usage", exits.USAGE, argv)
     if os.environ.get("HOLDFAST_DEBUG") == "1":
+        # Not for every command's start.
+        import traceback
+
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         place = error.filename or config.home_folder()
@@ -122,6 +124,8 @@ def _help(error: Exception) -> str:
 
 def _log(error: Exception) -> str:
     """Write where it happened beside the home. The message stays out: it may hold what must not be in a log."""
+    import traceback
+
     path = config.home_folder() / "holdfast.log"
     frames = "".join(traceback.format_tb(error.__traceback__))
     try:
