@@ -95,6 +95,10 @@ AGENT = """
                     answers.append(f"{error.rule}: {error}")
             return answers
 
+        def wavers(self, ctx, url):
+            ctx.http.post(url, json={"attempt": ctx.attempt})
+            return ctx.http.post(url, json={"attempt": "last"}).json()["n"]
+
         def connects(self, ctx, url):
             found = [ctx.tool("book", account="a b", amount=7), ctx.tool("look", account="x", since="today")]
             for name, args in (("book", {"account": "", "amount": 1}), ("book", {"account": "a", "amount": "7"}),
@@ -296,6 +300,16 @@ def test_a_step_that_runs_again_is_served_what_was_answered(place: Any, upstream
     view = place.drive(run)
     assert (view.status, view.output) == ("completed", [41, 1])
     assert [request[3] for request in upstream.requests] == [b'{"n": 1}']
+    place.verify()
+
+
+def test_code_that_takes_another_way_than_its_effects_stops(place: Any, upstream: Upstream) -> None:
+    run = killed_at(place, upstream, "outcome", "", "wavers")
+    assert [request[3] for request in upstream.requests] == [b'{"attempt": 1}']
+    view = place.drive(run)
+    assert view.status == "suspended"
+    assert "does not hold" in view.error
+    assert len(upstream.requests) == 1, "nothing more was sent"
     place.verify()
 
 
